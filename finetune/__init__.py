@@ -1,0 +1,1 @@
+"""Fine-tuning and evaluation of image-text retrieval: checkpoint -> retrieval -> results.json -> table, report."""

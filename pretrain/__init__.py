@@ -1,0 +1,1 @@
+"""Pretraining: shards -> data -> Batch -> models -> objectives -> task -> engine -> checkpoint."""

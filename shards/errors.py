@@ -1,0 +1,18 @@
+"""What a user did wrong, in one sentence: parameter, value, rule."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the input. Commands print the message alone and exit with status 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean `x`?" for the closest known name, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{matches[0]}`?" if matches else ""
+
+
+class DamagedSample(RuntimeError):
+    """The bytes of one sample cannot be read or do not match their checksum."""

@@ -1,0 +1,1 @@
+"""Corpora. Each file turns one form of raw data into a `Source`; `shards.sources.base` says what that is."""
