@@ -88,16 +88,20 @@ def _check_shard(folder: Path, entry: ShardEntry) -> list[Finding]:
     tar = folder / entry.name
     if not tar.is_file():
         return [Finding(entry.name, "", "the file is missing", everything)]
-    findings = []
-    if not index.is_file():
-        return [Finding(entry.name, "", f"its index {index.name} is missing", everything)]
-    if hashlib.sha256(index.read_bytes()).hexdigest() != entry.index_sha256:
-        findings.append(Finding(entry.name, "", f"its index {index.name} does not match its sha256", everything))
     with tar.open("rb") as file:
         whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-    if whole and findings:
-        return findings
-    return findings or _check_contents(tar, entry, _rows(index), whole)
+    fault = _index_fault(index, entry)
+    if fault:
+        state = "is sound: `shards build --resume` restores the index" if whole else "does not match its sha256 either"
+        return [Finding(entry.name, "", f"{fault}; the tar {state}", everything)]
+    return _check_contents(tar, entry, _rows(index), whole)
+
+
+def _index_fault(index: Path, entry: ShardEntry) -> str:
+    if not index.is_file():
+        return f"its index {index.name} is missing"
+    matches = hashlib.sha256(index.read_bytes()).hexdigest() == entry.index_sha256
+    return "" if matches else f"its index {index.name} does not match its sha256"
 
 
 def _check_contents(tar: Path, entry: ShardEntry, rows: list[dict[str, Any]], whole: bool) -> list[Finding]:
