@@ -152,6 +152,7 @@ class ShardStream(Generic[ItemT]):
                 batch_size=None,  # One "sample" of the loader is one part of a batch; it keeps their order.
                 sampler=steps,
                 num_workers=self.workers,
+                collate_fn=_unchanged,  # The default turns arrays into tensors and tuples into lists.
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # Without one, starting workers would move the trainer's own.
             )
@@ -211,12 +212,18 @@ class _Parts(Dataset[Any]):
         raise DamagedSample(f"{len(damages)} samples in a row are damaged; the last: {damages[-1].reason}")
 
 
+def _unchanged(part: ItemT) -> ItemT:
+    return part
+
+
 def _place(source: Source, index: int) -> tuple[str, int]:
     return source.place(index) if isinstance(source, ShardSet) else (source.name, index)
 
 
 def _check_sizes(global_batch: int, rank: int, world: int, workers: int, seed: int) -> None:
-    if global_batch < 1 or global_batch % world:
+    if global_batch < 1:
+        raise UserError(f"`global_batch` (={global_batch}) must be at least 1")
+    if global_batch % world:
         raise UserError(f"`global_batch` (={global_batch}) must be divisible by `world` (={world})")
     if not 0 <= rank < world:
         raise UserError(f"`rank` (={rank}) must be at least 0 and less than `world` (={world})")
