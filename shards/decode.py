@@ -63,12 +63,14 @@ def _needs_pillow(image: bytes) -> bool:
     """True for what simplejpeg does not turn into upright RGB: files that are no JPEG, CMYK, and EXIF rotation."""
     if image[:2] != b"\xff\xd8":
         return True
+    if simplejpeg.decode_jpeg_header(image)[2] in {"CMYK", "YCCK"}:
+        return True
+    return b"Exif\x00" in image and _is_rotated(image)
+
+
+def _is_rotated(image: bytes) -> bool:
     with Image.open(io.BytesIO(image)) as opened:
-        return opened.mode == "CMYK" or (b"Exif\x00" in image[:4096] and _is_rotated(opened))
-
-
-def _is_rotated(opened: Image.Image) -> bool:
-    return opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        return opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
 
 
 def _to_rgb(opened: Image.Image) -> Image.Image:

@@ -87,6 +87,21 @@ def test_corpus_smaller_than_a_batch(make_source: Any) -> None:
     assert (stream.epoch, len(stream)) == (2, 1)
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_each_rank_reads_its_share_of_the_bytes(world: int, make_source: Any) -> None:
+    class Counting(type(make_source(1))):  # type: ignore[misc]
+        read = 0
+
+        def __getitem__(self, index: int) -> Any:
+            self.read += 1
+            return super().__getitem__(index)
+
+    for rank in range(world):
+        source = Counting(make_source(48).samples)
+        list(ShardStream(source, 8, rank=rank, world=world))
+        assert source.read == 48 // world
+
+
 def test_random_draws_depend_on_seed_and_position_alone(shard_folder: Path) -> None:
     def draw(item: StreamedSample) -> tuple[int, float]:
         return item.position, item.rng().random()

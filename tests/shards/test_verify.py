@@ -129,7 +129,7 @@ def test_contents_are_checked_even_where_digests_match(shard_folder: Path) -> No
     index = shard_folder / "shard-000006.index.parquet"
     rows = read_index(index).to_pylist()
     rows[0]["width"] = 99
-    index.write_bytes(m.index_bytes(rows, "0"))
+    index.write_bytes(m.index_bytes(rows, {}))
     entries = list(m.read_manifest(shard_folder).shards)
     import hashlib
 

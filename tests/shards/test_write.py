@@ -1,5 +1,6 @@
 """Building: whole or not at all, resumable after a kill, byte-identical, readable by others."""
 
+import dataclasses
 import gc
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from shards.errors import UserError
-from shards.manifest import read_manifest
+from shards.manifest import read_manifest, to_json
 from shards.reader import ShardSet
 from shards.sample import Region, Relation, Sample
 from shards.sources.scenes import ScenesSource
@@ -137,6 +138,19 @@ def test_overwrite_replaces_only_its_own(shard_folder: Path, make_source: Any) -
     ]
 
 
+def test_overwrite_killed_between_plan_and_removal(shard_folder: Path, make_source: Any, tmp_path: Path) -> None:
+    """The old shards are whole and of the right size, but of another plan: a resume must not keep them."""
+    other = make_source(50)
+    other.samples = [dataclasses.replace(sample, captions=("new",)) for sample in other.samples]
+    other._fingerprint = "e" * 64
+    build_shards(other, tmp_path / "whole", samples_per_shard=8)
+    plan = read_manifest(tmp_path / "whole").plan
+    (shard_folder / ".build.json").write_bytes(to_json(plan))
+    (shard_folder / "manifest.json").unlink()
+    build_shards(other, shard_folder, samples_per_shard=8, existing="resume")
+    assert contents(shard_folder) == contents(tmp_path / "whole")
+
+
 def test_refuses_a_folder_in_use(shard_folder: Path, make_source: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a finished build: give --resume to go on with it or --overwrite"):
         build_shards(make_source(50), shard_folder)
@@ -191,8 +205,6 @@ def test_two_builds_cannot_share_a_folder(tmp_path: Path, make_source: Any) -> N
     ],
 )
 def test_refused_samples_leave_no_tar(fields: dict[str, Any], message: str, tmp_path: Path, make_source: Any) -> None:
-    import dataclasses
-
     source = make_source(5)
     source.samples[3] = dataclasses.replace(source.samples[3], **fields)
     with pytest.raises(UserError, match=message):
