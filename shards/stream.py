@@ -161,7 +161,7 @@ class ShardStream(Generic[ItemT]):
     def _record(self, damages: list[Damage]) -> None:
         self.ledger.extend(damages)
         self._damaged.update(damage.index for damage in damages)
-        if len(self._damaged) > self.damage_budget * self.order.samples:
+        if damages and len(self._damaged) > self.damage_budget * self.order.samples:
             last = damages[-1]
             raise DamagedSample(
                 f"{len(self._damaged)} of {self.order.samples} samples are damaged, more than `damage_budget` "

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,35 +76,37 @@ def test_progress_counts_samples(tmp_path: Path, make_source: Any) -> None:
     assert counter.count == 10
 
 
-SLOW_BUILD = """
+STUCK_BUILD = """
 import sys, time
 from pathlib import Path
 from shards.sources.scenes import ScenesSource
 from shards.write import build_shards
 
-class Slow(ScenesSource):
+class Stuck(ScenesSource):
     def __getitem__(self, index):
-        time.sleep(0.004)
+        if index == int(sys.argv[2]):
+            print("stuck", flush=True)
+            time.sleep(600)
         return super().__getitem__(index)
 
-build_shards(Slow(60, 0, "train"), Path(sys.argv[1]), samples_per_shard=10, existing="resume")
+build_shards(Stuck(60, 0, "train"), Path(sys.argv[1]), samples_per_shard=10)
 """
 
 
-@pytest.mark.parametrize("shards_before_kill", [0, 2, 5])
-def test_killed_and_resumed_equals_undisturbed(shards_before_kill: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_sample", [0, 25, 59])
+def test_killed_and_resumed_equals_undisturbed(at_sample: int, tmp_path: Path) -> None:
     build_shards(ScenesSource(60, 0, "train"), tmp_path / "whole", samples_per_shard=10)
     out = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(SLOW_BUILD), str(out)])
-    while not out.exists() or len(list(out.glob("*.index.parquet"))) < shards_before_kill or not partials(out):
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, "-c", STUCK_BUILD, str(out), str(at_sample)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"stuck\n"
+        os.kill(process.pid, signal.SIGKILL)
     assert partials(out)
     whole = contents(tmp_path / "whole")
     assert all(path.read_bytes() == whole[path.name] for path in out.glob("*.tar"))
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.index.parquet")}
+    assert len(kept) == at_sample // 10
     assert "manifest.json" not in contents(out)
 
     build_shards(ScenesSource(60, 0, "train"), out, samples_per_shard=10, existing="resume")
