@@ -223,10 +223,10 @@ def _place(source: Source, index: int) -> tuple[str, int]:
 def _check_sizes(global_batch: int, rank: int, world: int, workers: int, seed: int) -> None:
     if global_batch < 1:
         raise UserError(f"`global_batch` (={global_batch}) must be at least 1")
-    if global_batch % world:
-        raise UserError(f"`global_batch` (={global_batch}) must be divisible by `world` (={world})")
     if not 0 <= rank < world:
         raise UserError(f"`rank` (={rank}) must be at least 0 and less than `world` (={world})")
+    if global_batch % world:
+        raise UserError(f"`global_batch` (={global_batch}) must be divisible by `world` (={world})")
     if workers < 0:
         raise UserError(f"`workers` (={workers}) must be at least 0")
     if not 0 <= seed < 2**64:

@@ -1,7 +1,7 @@
 """Draws a scene: where each object goes, and its pixels. Boxes are (left, top, right, bottom) in whole pixels.
 
 Masks are drawn with Pillow at four times the size and reduced, once per shape, texture and size; composing a scene
-from them is numpy, so that a core renders a thousand scenes a second.
+from them is numpy, so that a core renders thousands of scenes a second.
 """
 
 import math

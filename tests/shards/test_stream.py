@@ -205,6 +205,7 @@ def test_all_damaged_ends() -> None:
     [
         ({"global_batch": 100, "world": 8}, "`global_batch` (=100) must be divisible by `world` (=8)"),
         ({"global_batch": 8, "rank": 2, "world": 2}, "`rank` (=2) must be at least 0 and less than `world` (=2)"),
+        ({"global_batch": 8, "world": 0}, "`rank` (=0) must be at least 0 and less than `world` (=0)"),
         ({"global_batch": 0}, "`global_batch` (=0) must be at least 1"),
         ({"global_batch": 8, "workers": -1}, "`workers` (=-1) must be at least 0"),
         ({"global_batch": 8, "seed": -1}, "`seed` (=-1) must be at least 0 and less than 2**64"),
