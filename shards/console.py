@@ -68,20 +68,33 @@ def progress(title: str, total: int) -> Iterator[Progress]:
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.1f}/s" if task.speed else "")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        RateColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
         TimeElapsedColumn(),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as rich:
-        task = rich.add_task(title, total=total, rate="")
+        task = rich.add_task(title, total=total)
         yield _Bar(rich, task)
 
 
@@ -90,8 +103,7 @@ class _Bar:
         self.rich, self.task = rich, task
 
     def advance(self, n: int = 1) -> None:
-        speed = self.rich.tasks[0].speed
-        self.rich.update(self.task, advance=n, rate=f"{speed:,.1f}/s" if speed else "")
+        self.rich.advance(self.task, n)
 
 
 class _Lines:

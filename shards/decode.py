@@ -54,7 +54,7 @@ def resize(pixels_HWC: np.ndarray, size: int) -> "torch.Tensor":
     import torch  # Costs a second of start-up, which `shards build` need not pay.
     from torch.nn.functional import interpolate
 
-    pixels_1CHW = torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1)[None]
+    pixels_1CHW = torch.from_numpy(np.require(pixels_HWC, requirements=["C", "W"])).permute(2, 0, 1)[None]
     resized = interpolate(pixels_1CHW, size=(size, size), mode="bicubic", antialias=True)
     return resized.contiguous(memory_format=torch.channels_last)[0]
 
@@ -63,12 +63,14 @@ def _needs_pillow(image: bytes) -> bool:
     """True for what simplejpeg does not turn into upright RGB: files that are no JPEG, CMYK, and EXIF rotation."""
     if image[:2] != b"\xff\xd8":
         return True
+    if simplejpeg.decode_jpeg_header(image)[2] in {"CMYK", "YCCK"}:
+        return True
+    return b"Exif\x00" in image and _is_rotated(image)
+
+
+def _is_rotated(image: bytes) -> bool:
     with Image.open(io.BytesIO(image)) as opened:
-        return opened.mode == "CMYK" or (b"Exif\x00" in image[:4096] and _is_rotated(opened))
-
-
-def _is_rotated(opened: Image.Image) -> bool:
-    return opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        return opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
 
 
 def _to_rgb(opened: Image.Image) -> Image.Image:
@@ -81,9 +83,9 @@ def _to_rgb(opened: Image.Image) -> Image.Image:
 
 
 def _eight_bit(opened: Image.Image) -> Image.Image:
-    """Pillow clips 16 bits to 8 where it should scale."""
+    """Pillow clips to 8 bits where it should scale. Modes `I` and `F` do not tell their range, so their values do."""
     values = np.asarray(opened, dtype=np.float64)
-    scaled = values / 257 if values.max(initial=0) > 255 else values
+    scaled = values / 257 if opened.mode.startswith("I;16") or values.max(initial=0) > 255 else values
     return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
 
 

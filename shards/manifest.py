@@ -73,6 +73,11 @@ class BuildPlan(_Frozen):
     samples_per_shard: int
     settings: dict[str, Any] = {}
 
+    @property
+    def digest(self) -> str:
+        """Hex sha256; every index carries it, so that shards of another plan are never taken for this one's."""
+        return hashlib.sha256(to_json(self)).hexdigest()
+
     def difference(self, other: "BuildPlan") -> str:
         """Names the first setting that differs, as "`seed` (=1), not 2"; empty for equal plans."""
         mine, theirs = self._flat(), other._flat()
@@ -145,9 +150,9 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def index_bytes(rows: list[dict[str, Any]], tar_sha256: str) -> bytes:
-    """The parquet bytes of an index; the digest of its tar goes inside, so the pair proves itself finished."""
-    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata({"tar_sha256": tar_sha256}))
+def index_bytes(rows: list[dict[str, Any]], proof: dict[str, str]) -> bytes:
+    """The parquet bytes of an index; `proof`, digests of its tar and plan, goes inside and shows the pair finished."""
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata(proof))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()

@@ -1,6 +1,7 @@
 """A finished shard set as a `Source`: any sample by one read at a known place, checked against its checksum."""
 
 import os
+import weakref
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
@@ -99,6 +100,7 @@ class _OpenShard:
         names = ("image_offset", "image_size", "image_crc32", "json_offset", "json_size", "json_crc32")
         self.places = [index[name].to_numpy() for name in names]
         self.descriptor = os.open(folder / entry.name, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, ordinal: int) -> Sample:
         image_at, image_size, image_crc, json_at, json_size, json_crc = (int(place[ordinal]) for place in self.places)
@@ -108,14 +110,6 @@ class _OpenShard:
         _check("image", image, image_size, image_crc)
         _check("record", record, json_size, json_crc)
         return sample_from_json(self.keys[ordinal].as_py(), image, self.extensions[ordinal].as_py(), record)
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            self.close()
-            del self.descriptor
 
 
 def _check(what: str, content: bytes, size: int, crc32: int) -> None:

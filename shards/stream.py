@@ -152,6 +152,7 @@ class ShardStream(Generic[ItemT]):
                 batch_size=None,  # One "sample" of the loader is one part of a batch; it keeps their order.
                 sampler=steps,
                 num_workers=self.workers,
+                collate_fn=_unchanged,  # The default turns arrays into tensors and tuples into lists.
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # Without one, starting workers would move the trainer's own.
             )
@@ -160,7 +161,7 @@ class ShardStream(Generic[ItemT]):
     def _record(self, damages: list[Damage]) -> None:
         self.ledger.extend(damages)
         self._damaged.update(damage.index for damage in damages)
-        if len(self._damaged) > self.damage_budget * self.order.samples:
+        if damages and len(self._damaged) > self.damage_budget * self.order.samples:
             last = damages[-1]
             raise DamagedSample(
                 f"{len(self._damaged)} of {self.order.samples} samples are damaged, more than `damage_budget` "
@@ -211,15 +212,21 @@ class _Parts(Dataset[Any]):
         raise DamagedSample(f"{len(damages)} samples in a row are damaged; the last: {damages[-1].reason}")
 
 
+def _unchanged(part: ItemT) -> ItemT:
+    return part
+
+
 def _place(source: Source, index: int) -> tuple[str, int]:
     return source.place(index) if isinstance(source, ShardSet) else (source.name, index)
 
 
 def _check_sizes(global_batch: int, rank: int, world: int, workers: int, seed: int) -> None:
-    if global_batch < 1 or global_batch % world:
-        raise UserError(f"`global_batch` (={global_batch}) must be divisible by `world` (={world})")
+    if global_batch < 1:
+        raise UserError(f"`global_batch` (={global_batch}) must be at least 1")
     if not 0 <= rank < world:
         raise UserError(f"`rank` (={rank}) must be at least 0 and less than `world` (={world})")
+    if global_batch % world:
+        raise UserError(f"`global_batch` (={global_batch}) must be divisible by `world` (={world})")
     if workers < 0:
         raise UserError(f"`workers` (={workers}) must be at least 0")
     if not 0 <= seed < 2**64:

@@ -1,8 +1,8 @@
 """A source -> shards. Whole or not at all, resumable, and byte-identical however often it is repeated.
 
 Order of appearance in the folder: `.build.json` (the plan), then for each shard its tar and its index, then
-`manifest.json`, which makes the build finished. A shard counts as done when its index exists and names the tar's
-digest.
+`manifest.json`, which makes the build finished. A shard counts as done when its index exists and names the digests
+of the tar and of the plan.
 """
 
 import hashlib
@@ -71,9 +71,9 @@ def build_shards(
     )
     _check_folder(out, plan, existing)
     with locked_folder(out):
-        if existing == "overwrite":
-            _remove_build(out)
         write_atomically(out / PLAN, to_json(plan))
+        if existing == "overwrite":
+            _remove_shards(out)
         manifest = Manifest(plan=plan, shards=_write_shards(source, out, plan, progress))
         write_atomically(out / MANIFEST, to_json(manifest))
         (out / PLAN).unlink()
@@ -104,9 +104,9 @@ def _plan_in(out: Path) -> BuildPlan | None:
     return None
 
 
-def _remove_build(out: Path) -> None:
-    """Deletes what a build writes, the commit point first; other files stay."""
-    for pattern in (MANIFEST, PLAN, "shard-[0-9]*.index.parquet", "shard-[0-9]*.tar", f".shard-*{PARTIAL}"):
+def _remove_shards(out: Path) -> None:
+    """Deletes what an earlier build wrote, the commit point first; other files stay."""
+    for pattern in (MANIFEST, "shard-[0-9]*.index.parquet", "shard-[0-9]*.tar", f".shard-*{PARTIAL}"):
         for path in sorted(out.glob(pattern)):
             path.unlink()
 
@@ -117,16 +117,16 @@ def _write_shards(source: Source, out: Path, plan: BuildPlan, progress: Progress
     for number, start in enumerate(range(0, plan.samples, plan.samples_per_shard)):
         indices = range(start, min(start + plan.samples_per_shard, plan.samples))
         tar = out / shard_name(number)
-        entry = finished_shard(tar, len(indices), keys)
+        entry = _finished_shard(tar, len(indices), plan, keys)
         if entry is None:
-            entry = _write_shard(source, indices, tar, keys, progress)
+            entry = _write_shard(source, indices, tar, plan, keys, progress)
         elif progress:
             progress.advance(len(indices))
         entries.append(entry)
     return tuple(entries)
 
 
-def finished_shard(tar: Path, samples: int, keys: set[str]) -> ShardEntry | None:
+def _finished_shard(tar: Path, samples: int, plan: BuildPlan, keys: set[str]) -> ShardEntry | None:
     """The entry of a shard that an earlier run finished and nothing has changed since, else None; notes its keys."""
     index = tar.with_name(index_name(tar.name))
     try:
@@ -135,13 +135,20 @@ def finished_shard(tar: Path, samples: int, keys: set[str]) -> ShardEntry | None
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, pa.ArrowException):
         return None
-    if table.num_rows != samples or (table.schema.metadata or {}).get(b"tar_sha256") != digest.encode():
+    proof = {key.encode(): value.encode() for key, value in _proof(plan, digest).items()}
+    if table.num_rows != samples or not proof.items() <= (table.schema.metadata or {}).items():
         return None
     keys.update(table["key"].to_pylist())
     return _entry(tar, samples, digest, index.read_bytes())
 
 
-def _write_shard(source: Source, indices: range, tar: Path, keys: set[str], progress: Progress | None) -> ShardEntry:
+def _proof(plan: BuildPlan, tar_sha256: str) -> dict[str, str]:
+    return {"plan_sha256": plan.digest, "tar_sha256": tar_sha256}
+
+
+def _write_shard(
+    source: Source, indices: range, tar: Path, plan: BuildPlan, keys: set[str], progress: Progress | None
+) -> ShardEntry:
     with replace_atomically(tar) as file:
         writer = _TarWriter(file)
         for index in indices:
@@ -150,7 +157,7 @@ def _write_shard(source: Source, indices: range, tar: Path, keys: set[str], prog
                 progress.advance()
         writer.close()
     digest = writer.sha256.hexdigest()
-    content = index_bytes(writer.rows, digest)
+    content = index_bytes(writer.rows, _proof(plan, digest))
     write_atomically(tar.with_name(index_name(tar.name)), content)
     return _entry(tar, len(indices), digest, content)
 

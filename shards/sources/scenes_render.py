@@ -1,7 +1,7 @@
 """Draws a scene: where each object goes, and its pixels. Boxes are (left, top, right, bottom) in whole pixels.
 
 Masks are drawn with Pillow at four times the size and reduced, once per shape, texture and size; composing a scene
-from them is numpy, so that a core renders a thousand scenes a second.
+from them is numpy, so that a core renders thousands of scenes a second.
 """
 
 import math
@@ -114,13 +114,13 @@ def _baseline(rng: np.random.Generator, extents: list[int], low: int, high: int,
     ]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2048)
 def _stamp(shape: str, texture: str, extent: int) -> tuple[np.ndarray, np.ndarray, Box]:
     """Opacity and strength of the light tone, both (H, W, 1) float32 in 0..1, and the box of what can be seen."""
     outline = _shape_mask(shape, extent * _SCALE)
     # The texture stays inside a rim of pure colour, so that a shape keeps its edge on the light ground.
-    rim = 2 * max(1, round(extent * _SCALE / 36)) + 1
-    inside = np.asarray(outline.filter(ImageFilter.MinFilter(rim)), dtype=np.float32) / 255
+    rim = max(1, round(extent * _SCALE / 36))
+    inside = np.asarray(outline.filter(ImageFilter.BoxBlur(rim))) == 255
     light = _reduced(_texture(texture, extent * _SCALE) * inside, extent)
     alpha = _reduced(np.asarray(outline, dtype=np.float32) / 255, extent)
     rows, columns = np.nonzero((alpha > 0.3).any(1))[0], np.nonzero((alpha > 0.3).any(0))[0]

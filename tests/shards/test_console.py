@@ -54,3 +54,10 @@ def test_plain_progress_lines(capsys: pytest.CaptureFixture[str], monkeypatch: p
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["build: 2/3", "build: 3/3", "build: 3/3"]
     assert "ETA" in lines[0]
+
+
+def test_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with console.progress("build", total=3) as bar:
+        bar.advance(3)
+    assert "3/3" in capsys.readouterr().err

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from shards.decode import decode_image
 from shards.errors import DamagedSample, UserError
+from shards.reader import ShardSet
 from shards.sources.karpathy import KarpathySource
+from shards.verify import verify
+from shards.write import build_shards
 
 Files = tuple[Path, Path]
 
@@ -97,11 +101,16 @@ def test_missing_files_folders_and_splits(karpathy_files: Files, tmp_path: Path)
         KarpathySource(annotations, images, "train")
 
 
-def test_emoji_corpus(test_data: Path) -> None:
+def test_emoji_corpus(test_data: Path, tmp_path: Path) -> None:
     source = KarpathySource(test_data / "emoji/dataset.json", test_data / "emoji/images", "test")
     assert len(source) == 651
     assert sum(len(source[i].captions) for i in range(len(source))) == 3255
     assert source[0].metadata["style"] == "emojitwo"
+    build_shards(source, tmp_path, samples_per_shard=300)
+    assert verify(tmp_path).ok
+    shards = ShardSet(tmp_path)
+    assert [shards[i] for i in range(len(shards))] == [source[i] for i in range(len(source))]
+    assert decode_image(shards[0].image, shards[0].extension).shape == (72, 72, 3)
 
 
 def test_coco_annotations(test_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""The `shards` command as a user types it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards import cli, console
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def shards(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs the command in this process; returns exit status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            console.run(cli.app, [str(argument) for argument in arguments])
+        return int(exit_.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_build_verify_tokenizer(shards: Call, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    status, text, _ = shards("build", "scenes", "--samples", 30, "--samples-per-shard", 20, "--out", out, "--json")
+    assert status == 0
+    assert {k: v for k, v in json.loads(text).items() if k in {"shards", "samples"}} == {"shards": 2, "samples": 30}
+    status, text, progress = shards("verify", out)
+    assert (status, text.endswith("sound\n")) == (0, True)
+    assert progress.startswith("verify: 30/30, ")
+    status, text, _ = shards("verify", out, "--json")
+    assert json.loads(text)["ok"] is True
+    assert shards("tokenizer", out, "--out", tmp_path / "t.json", "--vocab-size", 200)[0] == 0
+    assert shards("tokenizer", out, "--out", tmp_path / "t.json")[0] == 2
+    assert shards("tokenizer", out, "--out", tmp_path / "t.json", "--overwrite")[0] == 0
+
+
+def test_build_karpathy(shards: Call, karpathy_files: tuple[Path, Path], tmp_path: Path) -> None:
+    annotations, images = karpathy_files
+    arguments = ("build", "karpathy", "--annotations", annotations, "--images", images, "--out", tmp_path / "set")
+    assert shards(*arguments, "--split", "train+restval")[0] == 0
+    assert shards(*arguments, "--split", "train")[0] == 2
+    status, _, message = shards(*arguments, "--split", "train", "--resume")
+    assert (status, "`split` (=train+restval), not train" in message) == (2, True)
+    assert shards(*arguments, "--split", "train", "--overwrite")[0] == 0
+    assert shards("verify", tmp_path / "set")[0] == 0
+
+
+def test_verify_exits_1_where_damaged(shards: Call, shard_folder: Path) -> None:
+    (shard_folder / "shard-000001.tar").unlink()
+    status, text, _ = shards("verify", shard_folder)
+    assert status == 1
+    assert text.splitlines()[0] == "shard-000001.tar: the file is missing; lost: samples 0 to 7"
+    assert text.endswith("damaged, 8 samples lost\n")
+    status, text, _ = shards("verify", shard_folder, "--json")
+    assert (status, json.loads(text)["lost"]) == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("build", "scenes", "--samples", "0"), "`samples` (=0) must be at least 1"),
+        (("build", "scenes", "--samples", "1", "--split", "dev"), "`split` (=dev) must be one of train, val, test"),
+        (("build", "scenes", "--samples", "1", "--resume", "--overwrite"), "exclude each other"),
+        (("build", "scenes", "--samples", "1", "--samples-per-shard", "0"), "`samples_per_shard` (=0) must be"),
+        (("build", "karpathy", "--annotations", "none", "--images", "."), "`annotations` (=none) must be a file"),
+        (("build", "karpathy", "--annotations", "none", "--images", "none"), "`images` (=none) must be a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_file(
+    arguments: tuple[str, ...], message: str, shards: Call, tmp_path: Path
+) -> None:
+    status, text, error = shards(*arguments, "--out", tmp_path / "set")
+    assert (status, text) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "set").exists()
+
+
+def test_every_help_has_an_example(shards: Call) -> None:
+    for command in (("build", "scenes"), ("build", "karpathy"), ("verify",), ("tokenizer",)):
+        status, text, _ = shards(*command, "--help")
+        assert status == 0
+        assert f"Example:\n    shards {' '.join(command)} " in text
+
+
+def test_help_is_quick_to_load() -> None:
+    program = (
+        "import sys, shards.cli; print([m for m in ('torch', 'pyarrow', 'PIL', 'numpy', 'rich') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).stdout == b"[]\n"
