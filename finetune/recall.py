@@ -8,10 +8,8 @@ The rank of a query is the place of its first positive. Let s be the best score 
 - pessimistic (the headline): 1 + the non-positives that score at least s, as if it lost every tie.
 
 Whatever way ties are broken, the place is between the two. A positive that ties with another positive of the same query
-costs
-nothing: one of them comes first in any order, and one is enough. (Reading "all the other tied ones" so that positives
-push each other down would put an image with a caption given twice at rank 2 although every order puts a right text
-first.)
+costs nothing: one of them comes first in any order, and one is enough. (Were positives to push each other down, an
+image with the same caption twice would stand at rank 2 although every order puts a right text first.)
 
 Left out: mean average precision, and the modes that reproduce other projects' evaluators.
 """
