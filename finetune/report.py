@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune.curves import BOTTOM, HEIGHT, LEFT, LOG, RIGHT, TOP, WIDTH, Chart, charts
 from finetune.pages import render
 from finetune.results import Examples, Results, read_gallery, read_results
-from finetune.table import LEGEND, build_table, provenance
+from finetune.table import build_table, legend, provenance
 from shards.errors import UserError
 
 
@@ -49,11 +49,12 @@ def write_report(places: Sequence[Path], runs: Sequence[Path], out: Path) -> Non
 
 def build_report(measured: Sequence[Measured], curves: Sequence[Chart]) -> str:
     """The page as text."""
+    groups = build_table([m.results for m in measured])
     return render(
         "report.html",
         measured=measured,
-        groups=build_table([m.results for m in measured], only_measured=not measured),
-        legend=LEGEND,
+        groups=groups,
+        legend=legend(groups),
         charts=curves,
         plot={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
     )

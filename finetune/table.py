@@ -14,11 +14,9 @@ from finetune.results import Results
 
 TITLES = {"coco_5k": "COCO 5K", "coco_1k": "COCO 1K", "flickr30k": "Flickr30K"}
 HEADERS = ("System", "Stream", "Data", "i2t@1", "i2t@5", "i2t@10", "t2i@1", "t2i@5", "t2i@10", "RSUM", "Note")
-LEGEND = (
-    "Recall in percent at 1, 5 and 10: i2t finds the texts of an image, t2i the image of a text; RSUM is the sum, of 600. "
-    "Bold rows are measured here, with ties counted against the system; the others are as published. "
-    "CC Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the BooksCorpus."
-)
+LEGEND = "Recall in percent at 1, 5 and 10: i2t finds the texts of an image, t2i the image of a text; RSUM is their sum."
+MEASURED = "Bold rows are measured here, ties counted against the system."
+PUBLISHED = "Others are as published. CC Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the BooksCorpus."
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,18 @@ def provenance(result: Results) -> str:
     return "; ".join(parts)
 
 
+def legend(groups: Sequence[Group]) -> str:
+    """Explains what the tables show, and no more."""
+    rows = [row for group in groups for row in group.rows]
+    parts = [LEGEND]
+    parts += [MEASURED] if any(row.measured for row in rows) else []
+    parts += [PUBLISHED] if any(not row.measured for row in rows) else []
+    return " ".join(parts)
+
+
 def to_markdown(groups: Sequence[Group]) -> str:
     """Aligned for a terminal; notes stand below their table so that rows stay short."""
-    return "\n".join([part for group in groups for part in _markdown_group(group)] + [LEGEND, ""])
+    return "\n".join([part for group in groups for part in _markdown_group(group)] + [legend(groups), ""])
 
 
 def _markdown_group(group: Group) -> list[str]:
@@ -135,7 +142,7 @@ def to_csv(groups: Sequence[Group]) -> str:
 
 def to_html(groups: Sequence[Group]) -> str:
     """A whole page that needs nothing else."""
-    return render("table.html", groups=groups, legend=LEGEND)
+    return render("table.html", groups=groups, legend=legend(groups))
 
 
 def to_records(groups: Sequence[Group]) -> list[dict[str, object]]:
