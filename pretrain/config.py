@@ -51,6 +51,7 @@ class FusionConfig(Section):
     trunk: Literal["text_queries_image", "none"] = "text_queries_image"
     depth: int = Field(6, ge=1)
     heads: int = Field(12, ge=1)
+    norm: Literal["pre", "post"] = "post"
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
@@ -99,7 +100,7 @@ class AugmentConfig(Section):
 
     `crop_scale` is the smallest area kept by a random resized crop (1 = no crop); `flip` is for data without left and right
     in its texts; `color` jitters brightness, contrast and saturation by up to this factor; `erase` blanks a random box with
-    this probability.
+    this probability; `rotate` turns by up to this many degrees.
     """
 
     crop_scale: float = Field(1.0, gt=0, le=1)
@@ -176,7 +177,9 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _fused_objectives_need_a_trunk(self) -> "PretrainConfig":
         if self.model.fusion.trunk == "none" and (self.objectives.itm or self.objectives.mlm):
-            raise ValueError("`objectives.itm` and `objectives.mlm` read fused features, so `model.fusion.trunk` must not be `none`")
+            raise ValueError(
+                "`objectives.itm` and `objectives.mlm` read fused features, so `model.fusion.trunk` must not be `none`"
+            )
         return self
 
 

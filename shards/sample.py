@@ -6,7 +6,7 @@ In a tar, sample `KEY` is two adjacent members: `KEY.jpg` (or .png ...: the enco
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 1
@@ -59,3 +59,35 @@ class Identity(NamedTuple):
 
     shard: str
     ordinal: int
+
+
+def record_json(sample: Sample) -> bytes:
+    """Everything but the image as canonical JSON: equal samples give equal bytes."""
+    record = {
+        "captions": sample.captions,
+        "regions": [asdict(region) for region in sample.regions],
+        "relations": [asdict(relation) for relation in sample.relations],
+        "tags": sample.tags,
+        "metadata": sample.metadata,
+    }
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def sample_from_json(key: str, image: bytes, extension: str, record: bytes) -> Sample:
+    """The reverse of `record_json`. Raises ValueError, KeyError or TypeError where the JSON is no record."""
+    values = json.loads(record)
+    return Sample(
+        key=key,
+        image=image,
+        extension=extension,
+        captions=tuple(values["captions"]),
+        regions=tuple(_region(**region) for region in values["regions"]),
+        relations=tuple(Relation(**relation) for relation in values["relations"]),
+        tags=tuple(values["tags"]),
+        metadata=values["metadata"],
+    )
+
+
+def _region(box: list[float], label: str, attributes: list[str], score: float) -> Region:
+    left, top, right, bottom = box
+    return Region((left, top, right, bottom), label, tuple(attributes), score)

@@ -1,0 +1,193 @@
+"""Checkpoints: directories that appear whole or not at all, and that open elsewhere.
+
+    RUN/checkpoints/latest                 the name of the newest checkpoint, moved last
+    RUN/checkpoints/step-00001000/
+        model.safetensors                  parameters and buffers of the task
+        config.yaml  tokenizer.json        what is needed to build it again
+        state.json                         step, stream position, sha256 of each file above
+        trainer/                           optimizer state and random generators, for resuming only
+
+A checkpoint is written to `.partial-step-N`, synced, renamed; then `latest` is replaced.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig, dump_config, load_config
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.engine import Engine
+from pretrain.models.build import self_contained
+from pretrain.task import Task
+from shards.errors import UserError
+from shards.storage import sync_folder, write_atomically
+
+WEIGHTS, CONFIG, STATE, LATEST = "model.safetensors", "config.yaml", "state.json", "latest"
+PORTABLE = (WEIGHTS, CONFIG, "tokenizer.json")
+
+
+class CheckpointNotWritten(RuntimeError):
+    """The newest checkpoint could not be written; the one before is whole."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        digest: Hex sha256 of the weights file.
+        state: The contents of state.json.
+    """
+
+    path: Path
+    config: PretrainConfig
+    task: Task
+    tokenizer: Tokenizer
+    state: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return self.state["files"][WEIGHTS]
+
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
+
+def find_checkpoint(place: str | Path) -> Path:
+    """The checkpoint folder that `place` means: itself, or the latest of a run folder.
+
+    Raises:
+        UserError: no whole checkpoint lies there.
+    """
+    path = Path(place)
+    if (path / STATE).is_file():
+        return path
+    pointer = path / "checkpoints" / LATEST
+    if pointer.is_file() and (found := pointer.parent / pointer.read_text().strip() / STATE).is_file():
+        return found.parent
+    raise UserError(f"`ckpt` (={place}) must be a checkpoint folder or a run folder with checkpoints/{LATEST}")
+
+
+def load_checkpoint(place: str | Path) -> Checkpoint:
+    """Reads a checkpoint for use: weights checked against their digest, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: nothing there, a file that is damaged, or weights that do not fit the configuration.
+    """
+    path = find_checkpoint(place)
+    state = json.loads((path / STATE).read_text())
+    for name, expected in state["files"].items():
+        if not (path / name).is_file() or _sha256(path / name) != expected:
+            raise UserError(f"`ckpt` (={path}) is damaged: {name} does not have the sha256 that {STATE} names")
+    config = load_config(PretrainConfig, path / CONFIG)
+    tokenizer = Tokenizer(path)
+    task = Task(config.model, config.objectives, len(tokenizer))
+    try:
+        task.load_state_dict(load_file(path / WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"`ckpt` (={path}) does not fit its own configuration: {error}") from None
+    return Checkpoint(path, config, task.eval(), tokenizer, state)
+
+
+def save_checkpoint(
+    root: Path, step: int, engine: Engine, config: PretrainConfig, tokenizer: Tokenizer, stream: dict[str, Any]
+) -> Path:
+    """Writes `root`/step-N whole or not at all; every rank calls it with the same arguments.
+
+    Raises:
+        CheckpointNotWritten: on all ranks, when any could not write (a full disk); older checkpoints are untouched.
+    """
+    final, partial = root / f"step-{step:08d}", root / f".partial-step-{step:08d}"
+    _together(lambda: _start(partial))
+    engine.save(partial / "trainer")
+    weights = engine.weights()
+    torch.save(torch.get_rng_state(), partial / "trainer" / f"rng-{distributed.rank()}.pt")
+    distributed.barrier()
+    portable = config.model_copy(update={"model": self_contained(config.model)})
+    _together(lambda: _finish(partial, final, step, weights, portable, tokenizer, stream))
+    return final
+
+
+def restore(checkpoint: Path, engine: Engine) -> dict[str, Any]:
+    """Puts the engine and this rank's generator back; returns the contents of state.json. Every rank calls it."""
+    state = json.loads((checkpoint / STATE).read_text())
+    if state["world"] != distributed.world():
+        raise UserError(
+            f"the world size (={distributed.world()}) must be that of the checkpoint (={state['world']}) to resume"
+        )
+    engine.load(checkpoint / "trainer")
+    torch.set_rng_state(torch.load(checkpoint / "trainer" / f"rng-{distributed.rank()}.pt", weights_only=True))
+    return state
+
+
+def prune(root: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints and what interrupted saves left."""
+    for partial in root.glob(".partial-step-*"):
+        shutil.rmtree(partial)
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def _together(rank_zero: Callable[[], None]) -> None:
+    """Runs a writing step on rank 0 and fails on all ranks alike, so that none waits for one that gave up."""
+    failure = None
+    if distributed.rank() == 0:
+        try:
+            rank_zero()
+        except OSError as error:
+            failure = error
+    if distributed.any_rank(failure is not None):
+        raise CheckpointNotWritten(f"the checkpoint was not written, older ones are whole: {failure or 'see rank 0'}")
+
+
+def _start(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "trainer").mkdir(parents=True)
+
+
+def _finish(
+    partial: Path,
+    final: Path,
+    step: int,
+    weights: dict[str, torch.Tensor],
+    config: PretrainConfig,
+    tokenizer: Tokenizer,
+    stream: dict[str, Any],
+) -> None:
+    save_file(weights, partial / WEIGHTS)
+    (partial / CONFIG).write_text(dump_config(config))
+    tokenizer.save(partial)
+    files = {name: _sha256(partial / name) for name in PORTABLE}
+    state = {"step": step, "world": distributed.world(), "stream": stream, "files": files}
+    (partial / STATE).write_text(json.dumps(state, indent=1))
+    for file in partial.rglob("*"):
+        _sync(file)
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(partial, final)
+    sync_folder(final.parent)
+    write_atomically(final.parent / LATEST, final.name.encode())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

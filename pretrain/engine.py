@@ -1,0 +1,150 @@
+"""The only place that knows DeepSpeed: process group, training step, optimizer state.
+
+Works under `deepspeed`, torchrun, Slurm variables set by either, or no launcher at all (one process).
+"""
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.batch import Batch
+from pretrain.config import PretrainConfig, merge
+from pretrain.optim import build_optimizer, set_lr
+from shards.errors import UserError
+
+os.environ.setdefault("DS_BUILD_OPS", "0")
+import deepspeed  # noqa: E402  (reads the variable above when imported)
+
+deepspeed.utils.logger.setLevel(logging.WARNING)
+
+TRAINER_TAG = "engine"
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite; the optimizer has not moved."""
+
+
+def world_from_environment() -> int:
+    """The number of processes that the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start_process_group() -> torch.device:
+    """Joins the launcher's group, or makes one of this process alone, and returns this rank's device."""
+    accelerator = deepspeed.get_accelerator()
+    if not dist.is_initialized():
+        if "RANK" not in os.environ:
+            alone = {
+                "RANK": 0,
+                "LOCAL_RANK": 0,
+                "WORLD_SIZE": 1,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": _free_port(),
+            }
+            os.environ.update({name: str(value) for name, value in alone.items()})
+        _leave_out_shared_memory_op()
+        backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        _share_cores()
+    device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
+    if device.type != "cpu":
+        accelerator.set_device(device.index)
+    return device
+
+
+class Engine:
+    """A task that can take steps.
+
+    Args:
+        task: A module whose forward maps a `Batch` to named losses with their sum under `loss`.
+    """
+
+    def __init__(self, task: nn.Module, config: PretrainConfig) -> None:
+        optimizer = build_optimizer(task, config.optim)
+        self._engine, *_ = deepspeed.initialize(
+            model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
+        )
+        self.zero = config.engine.zero
+        self._stepped = optimizer
+
+    def step(self, batch: Batch, lr: float) -> dict[str, float]:
+        """One optimizer step at learning rate `lr`; returns the global batch's losses.
+
+        Raises:
+            NonFiniteLoss: on all ranks alike, before the optimizer moves.
+        """
+        losses = self._engine(batch)
+        reported = _mean_over_ranks(losses)
+        if sick := [name for name, value in reported.items() if not abs(value) < float("inf")]:
+            raise NonFiniteLoss(f"the loss `{sick[-1]}` is {reported[sick[-1]]}")
+        self._engine.backward(losses["loss"])
+        set_lr(self._engine.optimizer, lr)
+        self._engine.step()
+        return reported
+
+    def save(self, folder: Path) -> None:
+        """Writes optimizer and engine state; every rank calls it."""
+        self._engine.save_checkpoint(str(folder), tag=TRAINER_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote at the same world size and ZeRO stage; every rank calls it."""
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TRAINER_TAG)
+        if loaded is None:
+            raise UserError(f"`{folder}` holds no engine state for this world size and ZeRO stage")
+
+    def weights(self) -> dict[str, Tensor]:
+        """The task's parameters and buffers on the CPU, whole; every rank calls it, only rank 0's result is complete."""
+        module = self._engine.module
+        if self.zero < 3:
+            return _on_cpu(module.state_dict())
+        with deepspeed.zero.GatheredParameters(list(module.parameters())):
+            return _on_cpu(module.state_dict())
+
+
+def deepspeed_config(config: PretrainConfig, world: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary, derived: batch size and precision have their one home in our configuration."""
+    derived = {
+        "train_batch_size": config.data.global_batch,
+        "train_micro_batch_size_per_gpu": config.data.global_batch // world,
+        "gradient_clipping": config.optim.clip,
+        "zero_optimization": {"stage": config.engine.zero},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.engine.precision == "bf16"},
+        "steps_per_print": 10**9,
+    }
+    return merge(derived, config.engine.deepspeed)
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
+    stacked = torch.stack([loss.detach().float() for loss in losses.values()])
+    mean = distributed.sum_over_ranks(stacked) / distributed.world()
+    return dict(zip(losses, mean.tolist(), strict=True))  # host sync here
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _leave_out_shared_memory_op() -> None:
+    """On CPU DeepSpeed compiles an all-reduce at first use, which needs a C++ compiler and a minute; gloo does without."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _share_cores() -> None:
+    """Ranks of one machine that all use every core are slower than one rank alone."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if local > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))

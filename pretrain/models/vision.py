@@ -1,0 +1,78 @@
+"""Image encoders: any timm backbone that yields a sequence of tokens or a grid of features.
+
+Shapes: B images, H x W pixels, N tokens (prefix tokens included), D width.
+"""
+
+import inspect
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pretrain.config import VisionConfig
+from pretrain.places import locate
+from shards.errors import UserError, nearest
+
+
+class ImageEncoder(nn.Module):
+    """uint8 pixels -> tokens and one pooled vector; normalises on the device it runs on."""
+
+    def __init__(self, config: VisionConfig, image_size: int) -> None:
+        super().__init__()
+        self.backbone = _create(config, image_size)
+        self.width: int = self.backbone.num_features
+        self.pooled_width: int = self.backbone.head_hidden_size
+        data = timm.data.resolve_model_data_config(self.backbone)
+        self.register_buffer("mean", torch.tensor(data["mean"]) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(data["std"]) * 255, persistent=False)
+
+    def forward(self, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, H, W, 3] -> tokens float [B, N, D], pooled float [B, D]."""
+        dtype = next(self.backbone.parameters()).dtype
+        normal_BHWC = (pixels_BHWC.float() - self.mean) / self.std
+        features = self.backbone.forward_features(normal_BHWC.permute(0, 3, 1, 2).to(dtype))
+        pooled_BD = self.backbone.forward_head(features, pre_logits=True)
+        return _as_tokens(features, self.width), pooled_BD
+
+
+def _as_tokens(features: Tensor, width: int) -> Tensor:
+    if features.ndim == 3:
+        return features
+    channels_last = features.shape[-1] == width  # Swin yields NHWC, convolutional networks NCHW
+    return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+
+
+def _create(config: VisionConfig, image_size: int) -> nn.Module:
+    if not timm.is_model(config.name.split(".")[0]):
+        raise UserError(
+            f"`model.vision.name` (={config.name}) is not a timm model{nearest(config.name, timm.list_models())}"
+        )
+    options = dict(config.options)
+    if _takes_image_size(config.name):
+        options["img_size"] = image_size
+    try:
+        model = timm.create_model(config.name, pretrained=config.weights == "timm", num_classes=0, **options)
+    except TypeError as error:
+        raise UserError(f"`model.vision.options` (={config.options}) is refused by {config.name}: {error}") from None
+    if config.weights not in (None, "timm"):
+        _load(model, locate("model.vision.weights", config.weights))
+    return model
+
+
+def _takes_image_size(name: str) -> bool:
+    """Transformers with position tables are built for one size; convolutional networks take any."""
+    with torch.device("meta"):
+        probe = timm.create_model(name)
+    return "img_size" in inspect.signature(type(probe).__init__).parameters
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    unexpected = [name for name in unexpected if not name.startswith(("head.", "fc.", "classifier."))]
+    if missing or unexpected:
+        raise UserError(
+            f"`model.vision.weights` (={path}) does not fit: {len(missing)} missing (first {missing[:1]}), "
+            f"{len(unexpected)} unknown (first {unexpected[:1]})"
+        )

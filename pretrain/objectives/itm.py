@@ -1,0 +1,111 @@
+"""Image-text matching: is this text of this image? With the negatives that contrast finds hardest (ALBEF, arXiv:2107.07651).
+
+Each pair meets one wrong text and one wrong image from the global batch, drawn with the probability that contrast gives
+them, never from its own group. Left out: three-way and two-caption variants.
+
+Shapes: B pairs on this rank, G pairs of all ranks, L text tokens, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.config import ITMConfig
+from pretrain.distributed import gather, max_over_ranks, sum_over_ranks, world
+from pretrain.models.interface import Encoded, Memory
+from pretrain.objectives.views import Views
+from pretrain.precision import full
+
+TEXT_DRAW, IMAGE_DRAW = 0, 1  # columns of Batch.draws_BK
+TEMPERATURE = 0.07  # of the draw, not of the loss
+
+
+def draw_negatives(similarity_BG: Tensor, allowed_BG: Tensor, draw_B: Tensor) -> Tensor:
+    """Draws one column per row with probability softmax(similarity), among the allowed ones.
+
+    Args:
+        similarity_BG: float [B, G] logits.
+        allowed_BG: bool [B, G].
+        draw_B: float64 [B], uniform in [0, 1): the whole randomness, so that the draw does not depend on the rank.
+
+    Returns:
+        int64 [B]; any column where a row allows none (mask those rows with `allowed_BG.any(1)`).
+    """
+    probability_BG = similarity_BG.double().masked_fill(~allowed_BG, -torch.inf).softmax(1).nan_to_num()
+    cumulative_BG = probability_BG.cumsum(1)
+    drawn_B = torch.searchsorted(cumulative_BG, (draw_B * cumulative_BG[:, -1])[:, None], right=True)[:, 0]
+    return drawn_B.clamp(max=similarity_BG.shape[1] - 1)
+
+
+def matching_loss(logits_R2: Tensor, match_R: Tensor, valid_R: Tensor) -> Tensor:
+    """Two-way cross-entropy over the valid rows of all ranks; the mean over ranks of the result is the loss.
+
+    Args:
+        logits_R2: float [R, 2], column 1 for a match.
+        match_R: bool [R].
+        valid_R: bool [R], rows that count.
+    """
+    per_row_R = F.cross_entropy(full(logits_R2), match_R.long(), reduction="none")
+    count = sum_over_ranks(valid_R.sum())
+    return world() * (per_row_R * valid_R).sum() / count.clamp(min=1)
+
+
+class ITM(nn.Module):
+    """Owns the two-way head on the fused first token."""
+
+    masked = False
+
+    def __init__(self, config: ITMConfig, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head = nn.Linear(width, 2)
+
+    def score(self, fused_BLD: Tensor) -> Tensor:
+        """Log-odds of a match, float [B]."""
+        logits_B2 = self.head(fused_BLD[:, 0])
+        return logits_B2[:, 1] - logits_B2[:, 0]
+
+    def forward(self, views: Views) -> Tensor:
+        text, image = views.text, views.image
+        all_texts, all_images = gather_encoded(text), gather_encoded(image)
+        allowed_BG = views.batch.group_B[:, None] != gather(views.batch.group_B)[None, :]
+        wrong_text = all_texts.rows(self._draw(image, all_texts, allowed_BG, views.batch.draws_BK[:, TEXT_DRAW]))
+        wrong_image = all_images.rows(self._draw(text, all_images, allowed_BG, views.batch.draws_BK[:, IMAGE_DRAW]))
+        right = views.memory
+        memory = Memory.concatenate([right, right, views.model.remember(wrong_image)])
+        fused = views.model.fuse(stack(text, wrong_text, text), memory)
+        rows = len(views.batch)
+        match_R = torch.arange(3 * rows, device=fused.device) < rows
+        return matching_loss(self.head(fused[:, 0]), match_R, match_R | allowed_BG.any(1).repeat(3))
+
+    @torch.no_grad()
+    def _draw(self, queries: Encoded, gallery: Encoded, allowed_BG: Tensor, draw_B: Tensor) -> Tensor:
+        similarity_BG = full(queries.embedding_BE) @ full(gallery.embedding_BE).T / TEMPERATURE
+        if self.config.negatives == "random":
+            similarity_BG = torch.zeros_like(similarity_BG)
+        return draw_negatives(similarity_BG, allowed_BG, draw_B)
+
+
+def gather_encoded(local: Encoded) -> Encoded:
+    """All ranks' items, padded to the longest; with gradients."""
+    length = max_over_ranks(local.mask_BT.shape[1])
+    local = pad(local, length)
+    return Encoded(gather(local.tokens_BTD), gather(local.mask_BT), gather(local.embedding_BE))
+
+
+def pad(items: Encoded, length: int) -> Encoded:
+    """Adds masked tokens up to `length`."""
+    missing = length - items.mask_BT.shape[1]
+    tokens_BTD = F.pad(items.tokens_BTD, (0, 0, 0, missing))
+    return Encoded(tokens_BTD, F.pad(items.mask_BT, (0, missing)), items.embedding_BE)
+
+
+def stack(*parts: Encoded) -> Encoded:
+    """Concatenates items along the batch, padded to the longest."""
+    length = max(part.mask_BT.shape[1] for part in parts)
+    padded = [pad(part, length) for part in parts]
+    return Encoded(
+        torch.cat([p.tokens_BTD for p in padded]),
+        torch.cat([p.mask_BT for p in padded]),
+        torch.cat([p.embedding_BE for p in padded]),
+    )

@@ -1,0 +1,62 @@
+"""Parameter groups and the learning rate as a function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from pretrain.config import OptimConfig
+from shards.errors import UserError
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over groups by learning-rate multiplier and decay; vectors (biases, norms, temperature) are not decayed.
+
+    Each group keeps its factor under `multiplier`, which `set_lr` reads.
+
+    Raises:
+        UserError: a prefix in `optim.multipliers` that matches no parameter.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    for prefix in config.multipliers:
+        if not any(name.startswith(prefix) for name, _ in named):
+            raise UserError(f"`optim.multipliers.{prefix}` matches no parameter; names start with {_heads(named)}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        decay = config.weight_decay if _dimensions(parameter) > 1 else 0.0
+        groups.setdefault((_multiplier(name, config.multipliers), decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": ps, "multiplier": m, "weight_decay": d} for (m, d), ps in groups.items()],
+        lr=config.lr,
+        betas=config.betas,
+    )
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """The rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule down to `final_lr`."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return config.final_lr + (config.lr - config.final_lr) * left
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["multiplier"]
+
+
+def _multiplier(name: str, multipliers: dict[str, float]) -> float:
+    """The longest matching prefix wins."""
+    matching = [prefix for prefix in multipliers if name.startswith(prefix)]
+    return multipliers[max(matching, key=len)] if matching else 1.0
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _heads(named: list[tuple[str, nn.Parameter]]) -> str:
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name, _ in named}))

@@ -1,0 +1,89 @@
+"""The run folder: what it holds, and who may write into it.
+
+RUN/config.yaml  log.jsonl  tensorboard/  checkpoints/
+"""
+
+import shutil
+from pathlib import Path
+
+from pretrain.checkpoint import LATEST
+from pretrain.config import PretrainConfig, dump_config, load_config
+from shards.errors import UserError
+from shards.storage import write_atomically
+
+CONFIG = "config.yaml"
+OWN = (CONFIG, "log.jsonl", "tensorboard", "checkpoints")
+
+
+def check_folder(config: PretrainConfig) -> None:
+    """Refuses a folder that this run may not use. Writes nothing.
+
+    Raises:
+        UserError: no folder named, it holds another run or foreign files, or it cannot be continued with this configuration.
+    """
+    out = _folder(config)
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / CONFIG).is_file():
+        raise UserError(f"`run.out` (={out}) must be a new or empty folder; it holds files that are not a run's")
+    match config.run.resume:
+        case "never":
+            raise UserError(
+                f"`run.out` (={out}) already holds a run; continue it with --resume or delete it with --overwrite"
+            )
+        case "auto":
+            _check_same(load_config(PretrainConfig, out / CONFIG), config, out)
+
+
+def open_folder(config: PretrainConfig) -> Path:
+    """Makes the folder ready and writes the resolved configuration into it. Only rank 0 calls it."""
+    out = _folder(config)
+    if config.run.resume == "overwrite":
+        _clear(out)
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_atomically(out / CONFIG, dump_config(config).encode())
+    return out
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The checkpoint that a continued run starts from; None for a new run."""
+    pointer = out / "checkpoints" / LATEST
+    return pointer.parent / pointer.read_text().strip() if pointer.is_file() else None
+
+
+def _folder(config: PretrainConfig) -> Path:
+    if not config.run.out:
+        raise UserError("`run.out` is not set: name the folder that the run may write")
+    out = Path(config.run.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"`run.out` (={out}) is a file")
+    return out
+
+
+def _check_same(before: PretrainConfig, now: PretrainConfig, out: Path) -> None:
+    """A continued run may change its length and rhythm, nothing that decides the numbers."""
+    free = {"run"}
+    old, new = _flat(before.model_dump(exclude=free)), _flat(now.model_dump(exclude=free))
+    old["run.seed"], new["run.seed"] = before.run.seed, now.run.seed
+    if different := [name for name in new if old.get(name) != new[name]]:
+        name = different[0]
+        raise UserError(
+            f"`{name}` (={new[name]}) must be {old.get(name)}, as in the run that {out} holds; "
+            f"use another `run.out` or --overwrite"
+        )
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+def _clear(out: Path) -> None:
+    for name in OWN:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

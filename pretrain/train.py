@@ -1,0 +1,133 @@
+"""The training loop: load, step, log, save. Pretraining and fine-tuning both run this one."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pretrain import distributed
+from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
+from pretrain.config import PretrainConfig
+from pretrain.data.loader import Preparation
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.engine import Engine, start_process_group, world_from_environment
+from pretrain.metrics import reporting
+from pretrain.optim import learning_rate
+from pretrain.run import check_folder, newest_checkpoint, open_folder
+from pretrain.task import Task
+from shards.errors import UserError
+from shards.reader import ShardSet
+from shards.sources.base import Source
+from shards.stream import ShardStream
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, checked before any process group starts or file is written."""
+
+    source: Source
+    tokenizer: Tokenizer
+
+
+def check(config: PretrainConfig, source: Source | None = None, initial: Checkpoint | None = None) -> Inputs:
+    """Opens the inputs of a run and refuses what cannot work. Writes nothing.
+
+    Raises:
+        UserError: one sentence on the first thing that is wrong.
+    """
+    world = world_from_environment()
+    if config.data.global_batch % world:
+        raise UserError(f"`global_batch` (={config.data.global_batch}) must be divisible by `world_size` (={world})")
+    if not any(vars(config.objectives).values()):
+        raise UserError("`objectives` names none: give at least one of itc, itm, mlm")
+    if source is None and not config.data.shards:
+        raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
+    source = ShardSet(Path(config.data.shards)) if source is None else source
+    tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
+    check_folder(config)
+    return Inputs(source, tokenizer)
+
+
+def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoint | None = None) -> Path:
+    """Trains as `config` says and returns the last checkpoint.
+
+    Args:
+        source: What to train on; None opens `config.data.shards`.
+        initial: Weights to start from; heads that it lacks start fresh. Its tokenizer replaces the configured one.
+
+    Raises:
+        UserError: before any process group starts or file is written.
+        NonFiniteLoss: all ranks together, before the optimizer moves.
+        CheckpointNotWritten: the newest checkpoint failed; the one before is whole.
+    """
+    inputs = check(config, source, initial)
+    device = start_process_group()
+    if distributed.rank() == 0:
+        open_folder(config)
+    distributed.barrier()
+    torch.manual_seed(config.run.seed)  # the same initial weights on every rank
+    task = Task(config.model, config.objectives, len(inputs.tokenizer))
+    if initial:
+        load_initial(task, initial)
+    return _loop(config, inputs, Engine(task.to(device).train(), config), device)
+
+
+def load_initial(task: Task, initial: Checkpoint) -> None:
+    """Copies the model and every head that both have."""
+    known = initial.task.state_dict()
+    missing, _ = task.load_state_dict({k: v for k, v in known.items() if k in task.state_dict()}, strict=False)
+    if lost := [name for name in missing if name.startswith("model.")]:
+        raise UserError(f"`ckpt` (={initial.path}) lacks {len(lost)} weights of the model, the first is {lost[0]}")
+
+
+def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device) -> Path:
+    out, run, batch_size = Path(config.run.out), config.run, config.data.global_batch
+    stream = _stream(config, inputs)
+    torch.manual_seed(run.seed + 1 + distributed.rank())  # dropout differs between ranks
+    saved = newest_checkpoint(out)
+    start = _continue(saved, engine, stream) if saved else 0
+    with reporting(out, start, run.steps, distributed.rank()) as metrics:
+        batches = stream.batches(run.steps - start)
+        for step in range(start, run.steps):
+            before = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - before
+            lr = learning_rate(step, run.steps, config.optim)
+            losses = engine.step(batch.to(device), lr)
+            done, last = step + 1, step + 1 == run.steps
+            metrics.add(losses, batch_size, waited)
+            if done % run.log_every == 0 or last:
+                metrics.report(done, lr)
+            if done % run.save_every == 0 or last:
+                saved = _save(config, done, engine, inputs.tokenizer, stream)
+    return saved or _save(config, start, engine, inputs.tokenizer, stream)
+
+
+def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
+    preparation = Preparation(config, inputs.tokenizer)
+    return ShardStream(
+        inputs.source,
+        config.data.global_batch,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        workers=config.data.workers,
+        seed=config.run.seed,
+        transform=preparation.transform,
+        collate=preparation.collate,
+    )
+
+
+def _continue(saved: Path, engine: Engine, stream: ShardStream) -> int:
+    """Puts everything back as it was after the step that is returned."""
+    state = restore(saved, engine)
+    stream.load_state_dict(state["stream"])
+    return state["step"]
+
+
+def _save(config: PretrainConfig, step: int, engine: Engine, tokenizer: Tokenizer, stream: ShardStream) -> Path:
+    root = Path(config.run.out) / "checkpoints"
+    saved = save_checkpoint(root, step, engine, config, tokenizer, stream.state_dict())
+    if distributed.rank() == 0:
+        prune(root, config.run.keep_last)
+    return saved

@@ -1,0 +1,160 @@
+"""What a shard set consists of: `manifest.json`, the commit point, and one index per shard.
+
+`manifest.json` is written last. A folder without it is a build that has not finished. Each `shard-NNNNNN.tar` has a
+`shard-NNNNNN.index.parquet` beside it, one row per sample:
+
+    key              string   name of the sample in the tar, without extension
+    extension        string   image type
+    image_offset     int64    first byte of the image in the tar;  image_size, image_crc32 likewise
+    json_offset      int64    first byte of the record;  json_size, json_crc32 likewise
+    width, height    int32    of the image as stored (EXIF orientation not applied)
+    caption_words    list     number of words of each caption
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shards.errors import UserError
+from shards.sample import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("extension", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_size", pa.int64()),
+        ("image_crc32", pa.uint32()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+        ("json_crc32", pa.uint32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("caption_words", pa.list_(pa.int32())),
+    ]
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShardEntry(_Frozen):
+    """One tar: its size and the digests of its bytes and of its index."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def index_name(self) -> str:
+        return index_name(self.name)
+
+
+class BuildPlan(_Frozen):
+    """Everything that decides the bytes of a build; a build goes on only under an equal plan.
+
+    `settings` are the source's options as the user gave them: for people, the fingerprint covers them.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    source: str
+    fingerprint: str
+    samples: int
+    samples_per_shard: int
+    settings: dict[str, Any] = {}
+
+    def difference(self, other: "BuildPlan") -> str:
+        """Names the first setting that differs, as "`seed` (=1), not 2"; empty for equal plans."""
+        mine, theirs = self._flat(), other._flat()
+        for name in mine | theirs:
+            if mine.get(name) != theirs.get(name):
+                return f"`{name}` (={mine.get(name)}), not {theirs.get(name)}"
+        return ""
+
+    def _flat(self) -> dict[str, Any]:
+        """Settings first: they say more than a fingerprint."""
+        return {
+            **self.settings,
+            **self.model_dump(exclude={"settings", "fingerprint"}),
+            "fingerprint": self.fingerprint,
+        }
+
+
+class Manifest(_Frozen):
+    """The whole of a finished build."""
+
+    plan: BuildPlan
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 over the shards' digests in order: equal digests mean equal samples in equal places."""
+        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def index_name(shard: str) -> str:
+    return f"{shard.removesuffix('.tar')}.index.parquet"
+
+
+def to_json(model: BaseModel) -> bytes:
+    """Canonical: equal models give equal bytes."""
+    return (json.dumps(model.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `manifest.json`.
+
+    Raises:
+        UserError: no such folder, no finished build in it, or a manifest of another form or version.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"`shards` (={folder}) is not a folder")
+    if not path.is_file():
+        raise UserError(f"`shards` (={folder}) has no {MANIFEST}: run `shards build`, or finish it with --resume")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = error.errors()[0]
+        place = ".".join(str(part) for part in reason["loc"])
+        raise UserError(f"`shards` (={folder}) has a damaged {MANIFEST}: {place} {reason['msg'].lower()}") from None
+    if manifest.plan.schema_version != SCHEMA_VERSION:
+        raise UserError(f"`schema_version` (={manifest.plan.schema_version}) of {path} must be {SCHEMA_VERSION}")
+    return manifest
+
+
+def index_bytes(rows: list[dict[str, Any]], tar_sha256: str) -> bytes:
+    """The parquet bytes of an index; the digest of its tar goes inside, so the pair proves itself finished."""
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata({"tar_sha256": tar_sha256}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def read_index(path: Path) -> pa.Table:
+    """Reads one index. Raises OSError or `pyarrow.ArrowInvalid` where it is missing or damaged."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        # No threads: the reader runs in forked workers, where a parent's thread pool is not alive.
+        return file.read(use_threads=False)

@@ -1,0 +1,56 @@
+"""The smallest model that has every part, and batches for it."""
+
+import torch
+
+from pretrain.batch import Batch
+from pretrain.config import PretrainConfig, parse_config
+from pretrain.data.masking import IGNORE
+
+VOCABULARY = 50
+
+
+def tiny_config(**changes: object) -> PretrainConfig:
+    """All objectives on a 32-wide model; `changes` replace top-level sections."""
+    values = {
+        "model": {
+            "image_size": 32,
+            "embedding_dim": 16,
+            "vision": {
+                "name": "vit_tiny_patch16_224",
+                "options": {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2},
+            },
+            "text": {
+                "options": {
+                    "hidden_size": 32,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 64,
+                    "max_position_embeddings": 32,
+                    "hidden_dropout_prob": 0.0,
+                    "attention_probs_dropout_prob": 0.0,
+                }
+            },
+            "fusion": {"depth": 1, "heads": 2},
+        },
+        "objectives": {"itc": {}, "itm": {}, "mlm": {}},
+        "data": {"max_tokens": 16, "global_batch": 8},
+    }
+    return parse_config(PretrainConfig, values | changes)
+
+
+def random_batch(pairs: int, length: int = 9, seed: int = 0, image_size: int = 32) -> Batch:
+    """Pairs with texts of different lengths and about a third of the tokens masked."""
+    generator = torch.Generator().manual_seed(seed)
+    ids_BL = torch.randint(5, VOCABULARY, (pairs, length), generator=generator)
+    lengths_B = torch.randint(4, length + 1, (pairs,), generator=generator)
+    mask_BL = torch.arange(length) < lengths_B[:, None]
+    chosen_BL = mask_BL & (torch.rand(pairs, length, generator=generator) < 0.3)
+    return Batch(
+        pixels_BHWC=torch.randint(0, 256, (pairs, image_size, image_size, 3), generator=generator, dtype=torch.uint8),
+        token_ids_BL=ids_BL * mask_BL,
+        token_mask_BL=mask_BL,
+        masked_ids_BL=torch.where(chosen_BL, 4, ids_BL) * mask_BL,
+        masked_labels_BL=torch.where(chosen_BL, ids_BL, IGNORE),
+        group_B=torch.arange(pairs),
+        draws_BK=torch.rand(pairs, 4, generator=generator, dtype=torch.float64),
+    )
