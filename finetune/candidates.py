@@ -33,13 +33,15 @@ class FirstStage:
 def first_stage(scores_QG: Scores, positives: Positives, k: int) -> FirstStage:
     """Ranks all queries and picks candidates; a gallery smaller than k is taken whole.
 
-    Equal scores at place k are taken by position in the gallery, whether right or wrong: the choice must not know the truth.
+    Equal scores at place k are taken by position in the gallery, whether right or wrong: the choice must not know the
+    truth.
     """
     found = ranks(scores_QG, positives)
     candidates_Qk, boundary_ties = top(scores_QG, k)
     best_Q1 = best_positive(scores_QG, positives)[:, None]
     tied_Q = (np.take_along_axis(scores_QG, candidates_Qk, 1) == best_Q1).sum(1)
-    return FirstStage(found, candidates_Qk, tied_Q, is_positive(candidates_Qk, positives).any(1), boundary_ties)
+    right_Qk = is_positive(candidates_Qk, positives)
+    return FirstStage(found, candidates_Qk, tied_Q, np.any(right_Qk, axis=1), boundary_ties)
 
 
 def top(scores_QG: Scores, k: int) -> tuple[Indices, int]:

@@ -21,7 +21,14 @@ from shards.sources.base import Source
 from shards.sources.karpathy import KarpathySource
 
 CaptionPolicy = Literal["all", "first5"]
-DATASETS = {("coco", 5000, 1): "coco_5k", ("coco", 5000, 5): "coco_1k", ("flickr30k", 1000, 1): "flickr30k"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """A corpus as a command names it, and a short name for people: `emoji/dataset test`, `scenes/test`."""
+
+    source: Source
+    name: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,9 @@ class RetrievalSet:
         """
         if not len(source):
             raise UserError(f"the source `{source.name}` holds no images, so there is nothing to retrieve")
-        keys, texts, images = [], [], []
+        keys: list[str] = []
+        texts: list[str] = []
+        images: list[int] = []
         with progress("read captions", len(source)) as bar:
             for index in range(len(source)):
                 sample = source[index]
@@ -85,10 +94,6 @@ class RetrievalSet:
         size = images // count
         return [Fold.of(self, slice(start, start + size)) for start in range(0, images, size)]
 
-    def dataset(self, folds: int) -> str:
-        """The table's name for this task: a published one where source, size and folds are the same, else the source's."""
-        return DATASETS.get((self.source.name, len(self.keys), folds), self.source.name)
-
 
 @dataclass(frozen=True)
 class Fold:
@@ -107,17 +112,18 @@ class Fold:
         return cls(images, texts, Positives(order), Positives([[image] for image in image_T]))
 
 
-def open_source(annotations: Path | None, images: Path | None, split: str | None, shards: Path | None) -> Source:
+def open_input(annotations: Path | None, images: Path | None, split: str, shards: Path | None) -> Input:
     """Opens either form of input of the commands.
 
     Raises:
         UserError: both or neither are given, or what is given cannot be opened.
     """
     if (annotations is None) == (shards is None):
-        given = "both" if shards else "neither"
-        raise UserError(f"give either `--annotations` with `--images`, or `--shards`: {given} was given")
+        given = "both were" if shards else "neither was"
+        raise UserError(f"give either `--annotations` with `--images` or `--shards`; {given} given")
     if shards is not None:
-        return ShardSet(shards)
+        return Input(ShardSet(shards), "/".join(shards.resolve().parts[-2:]))
     if annotations is None or images is None:
-        raise UserError("`--annotations` needs `--images`, the folder that its file names are relative to")
-    return KarpathySource(annotations, images, split or "test")
+        raise UserError("`--annotations` needs `--images`, the folder that its file names start from")
+    name = f"{annotations.resolve().parent.name}/{annotations.stem} {split}"
+    return Input(KarpathySource(annotations, images, split), name)

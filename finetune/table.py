@@ -14,9 +14,13 @@ from finetune.results import Results
 
 TITLES = {"coco_5k": "COCO 5K", "coco_1k": "COCO 1K", "flickr30k": "Flickr30K"}
 HEADERS = ("System", "Stream", "Data", "i2t@1", "i2t@5", "i2t@10", "t2i@1", "t2i@5", "t2i@10", "RSUM", "Note")
-LEGEND = "Recall in percent at 1, 5 and 10: i2t finds the texts of an image, t2i the image of a text; RSUM is their sum."
+LEGEND = (
+    "Recall in percent at 1, 5 and 10: i2t finds the texts of an image, t2i the image of a text; RSUM is their sum."
+)
 MEASURED = "Bold rows are measured here, ties counted against the system."
-PUBLISHED = "Others are as published. CC Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the BooksCorpus."
+PUBLISHED = (
+    "Others are as published. CC Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the BooksCorpus."
+)
 
 
 @dataclass(frozen=True)
