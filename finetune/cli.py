@@ -69,7 +69,7 @@ def retrieval(
 ) -> None:
     """Fine-tune a checkpoint for retrieval.
 
-    Example: finetune retrieval --ckpt runs/first --annotations dataset.json --images images --out runs/tuned run.steps=500
+    Example: finetune retrieval --ckpt runs/first --shards shards/train --out runs/tuned run.steps=500
     """
     from finetune.config import FinetuneConfig
     from pretrain.cli import resume_override

@@ -101,7 +101,8 @@ def _draw(title: str, lines: list[Line]) -> Chart:
 
 def _ticks(low: float, high: float) -> list[float]:
     """About TICKS round numbers from at or below `low` to at or above `high`."""
-    raw = (high - low or 1) / TICKS
+    high = high if high > low else low + 1
+    raw = (high - low) / TICKS
     power = 10 ** math.floor(math.log10(raw))
     step = power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step - 1e-9)

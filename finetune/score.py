@@ -88,7 +88,7 @@ class Scorer:
     def matching(self, image_P: Indices, text_P: Indices) -> Scores:
         """The matching head's log-odds for pairs of an image and a text, float32 [P].
 
-        Each distinct pair goes through the model once. Images are taken in blocks and remembered once per block; inside it,
+        Each distinct pair goes through the model once. Images are remembered once, a block at a time; inside a block,
         pairs of similar text length go together, since padding is work.
         """
         key_P = image_P * len(self._distinct) + self.distinct_T[text_P]

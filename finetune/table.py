@@ -113,14 +113,14 @@ def _markdown_group(group: Group) -> list[str]:
             row.stream,
             row.data,
             *(_figure(value) for value in row.figures),
-            f"[{number}]",
+            str(number),
         ]
         for number, row in enumerate(group.rows, start=1)
     ]
     widths = [max(len(row[i]) for row in [list(HEADERS), *cells]) for i in range(len(HEADERS))]
     ruler = [("-" * width) if i < 3 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     lines = [_line(row, widths) for row in [list(HEADERS), ruler, *cells]]
-    return [f"## {group.title}", "", *lines, "", *(f"[{i}] {note}  " for i, note in enumerate(notes, start=1)), ""]
+    return [f"## {group.title}", "", *lines, "", *(f"{i}. {note}" for i, note in enumerate(notes, start=1)), ""]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Fine-tuning for retrieval: pretraining's own loop, engine and data path with the checkpoint's model and this configuration."""
+"""Fine-tuning for retrieval: pretraining's loop, engine and data path, from a checkpoint, with other settings."""
 
 from pathlib import Path
 
