@@ -30,7 +30,7 @@ from pretrain.engine import Engine
 from pretrain.models.build import self_contained
 from pretrain.task import Task
 from shards.errors import UserError
-from shards.storage import sync_folder, write_atomically
+from shards.storage import write_atomically
 
 WEIGHTS, CONFIG, STATE, LATEST = "model.safetensors", "config.yaml", "state.json", "latest"
 PORTABLE = (WEIGHTS, CONFIG, "tokenizer.json")
@@ -141,11 +141,11 @@ def prune(root: Path, keep: int) -> None:
 
 def _together(rank_zero: Callable[[], None]) -> None:
     """Runs a writing step on rank 0 and fails on all ranks alike, so that none waits for one that gave up."""
-    failure = None
+    failure: Exception | None = None
     if distributed.rank() == 0:
         try:
             rank_zero()
-        except OSError as error:
+        except (OSError, UserError) as error:
             failure = error
     if distributed.any_rank(failure is not None):
         raise CheckpointNotWritten(f"the checkpoint was not written, older ones are whole: {failure or 'see rank 0'}")
@@ -176,7 +176,7 @@ def _finish(
     if final.exists():
         shutil.rmtree(final)
     os.rename(partial, final)
-    sync_folder(final.parent)
+    _sync(final.parent)
     write_atomically(final.parent / LATEST, final.name.encode())
 
 

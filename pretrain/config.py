@@ -139,6 +139,7 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 leaves gradients alone.")
     multipliers: dict[str, float] = Field({}, description="Parameter-name prefix -> factor on the learning rate.")
+    freeze: list[str] = Field([], description="Parameter-name prefixes that are not trained.")
 
 
 class EngineConfig(Section):

@@ -9,6 +9,21 @@ from pretrain.config import OptimConfig
 from shards.errors import UserError
 
 
+def freeze(module: nn.Module, prefixes: list[str]) -> None:
+    """Stops the training of all parameters whose names start with one of `prefixes`.
+
+    Raises:
+        UserError: a prefix that matches no parameter.
+    """
+    named = list(module.named_parameters())
+    for prefix in prefixes:
+        chosen = [parameter for name, parameter in named if name.startswith(prefix)]
+        if not chosen:
+            raise UserError(f"`optim.freeze` (={prefix}) matches no parameter; names start with {_heads(named)}")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+
+
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over groups by learning-rate multiplier and decay; vectors (biases, norms, temperature) are not decayed.
 

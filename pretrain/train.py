@@ -13,7 +13,7 @@ from pretrain.data.loader import Preparation
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, start_process_group, world_from_environment
 from pretrain.metrics import reporting
-from pretrain.optim import learning_rate
+from pretrain.optim import freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
 from pretrain.task import Task
 from shards.errors import UserError
@@ -70,6 +70,7 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
     task = Task(config.model, config.objectives, len(inputs.tokenizer))
     if initial:
         load_initial(task, initial)
+    freeze(task, config.optim.freeze)
     return _loop(config, inputs, Engine(task.to(device).train(), config), device)
 
 

@@ -1,7 +1,7 @@
 """Encoded image -> uint8 pixels.
 
-JPEG goes through simplejpeg (pixel-identical to Pillow and faster), all else through Pillow. Transparent images are laid
-on white, 16-bit is scaled to 8, CMYK is converted, and EXIF orientation is applied whatever the type.
+JPEG goes through simplejpeg (pixel-identical to Pillow and faster), all else through Pillow. Transparent images are
+laid on white, 16-bit is scaled to 8, CMYK is converted, and EXIF orientation is applied whatever the type.
 Shapes: H height, W width, C = 3 channels, RGB.
 """
 

@@ -1,4 +1,4 @@
-"""The resumable reader: this rank's part of each global batch, in an order that depends on nothing but the data and seed.
+"""The resumable reader: this rank's part of each global batch, in an order that depends on data and seed alone.
 
 Global batch b covers positions [b * G, (b + 1) * G) of the endless sequence in `shards.order`; rank r of W takes the
 r-th of W equal contiguous parts. A batch may straddle two epochs, so every sample is used exactly once per epoch and
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.errors import DamagedSample, UserError
@@ -117,7 +118,7 @@ class ShardStream(Generic[ItemT]):
 
     def batches(self, count: int | None = None) -> Iterator[ItemT]:
         """The next `count` batches across epochs; None never ends."""
-        steps = range(self._next, self._next + count if count is not None else 2**62)
+        steps = range(self._next, 2**62 if count is None else self._next + count)
         for step, (batch, damages) in zip(steps, self._read(steps), strict=True):
             self._record(damages)
             # Counted before it is handed over: the consumer that holds batch b saves a state that goes on with b + 1.
@@ -132,7 +133,7 @@ class ShardStream(Generic[ItemT]):
         """Goes on from `state`, at any world size and number of workers.
 
         Raises:
-            UserError: a state of other data, another seed or another global batch: the sequence would be a different one.
+            UserError: a state of other data, another seed or another global batch, whose sequence is a different one.
         """
         for name, value in self._conditions().items():
             if state.get(name) != value:
@@ -152,6 +153,7 @@ class ShardStream(Generic[ItemT]):
                 sampler=steps,
                 num_workers=self.workers,
                 multiprocessing_context="fork",
+                generator=torch.Generator(),  # Without one, starting workers would move the trainer's own.
             )
         )
 

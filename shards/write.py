@@ -1,7 +1,8 @@
 """A source -> shards. Whole or not at all, resumable, and byte-identical however often it is repeated.
 
 Order of appearance in the folder: `.build.json` (the plan), then for each shard its tar and its index, then
-`manifest.json`, which makes the build finished. A shard counts as done when its index exists and names the tar's digest.
+`manifest.json`, which makes the build finished. A shard counts as done when its index exists and names the tar's
+digest.
 """
 
 import hashlib

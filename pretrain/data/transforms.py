@@ -17,16 +17,15 @@ from shards.sample import Sample
 
 def evaluation_pixels(sample: Sample, image_size: int) -> Tensor:
     """The whole image squashed to a square, as ALBEF and BLIP evaluate; uint8 [S, S, 3]."""
-    pixels_HWC = decode_image(sample.image, sample.extension)
-    return resize(pixels_HWC, (image_size, image_size))
+    return _square(decode_image(sample.image, sample.extension), image_size)
 
 
 def training_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
     """A randomly changed view; uint8 [S, S, 3]. With every augmentation off it is `evaluation_pixels`."""
-    pixels_HWC = decode_image(sample.image, sample.extension)
+    decoded_HWC = decode_image(sample.image, sample.extension)
     if config.crop_scale < 1:
-        pixels_HWC = _random_area(pixels_HWC, config.crop_scale, rng)
-    pixels_HWC = resize(pixels_HWC, (image_size, image_size))
+        decoded_HWC = _random_area(decoded_HWC, config.crop_scale, rng)
+    pixels_HWC = _square(decoded_HWC, image_size)
     if config.flip and rng.random() < 0.5:
         pixels_HWC = pixels_HWC.flip(1)
     if config.rotate:
@@ -38,7 +37,11 @@ def training_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng:
     return pixels_HWC.contiguous()
 
 
-def _random_area(pixels_HWC: Tensor, smallest: float, rng: np.random.Generator) -> Tensor:
+def _square(decoded_HWC: np.ndarray, image_size: int) -> Tensor:
+    return resize(decoded_HWC, image_size).permute(1, 2, 0)  # a view: it is channels_last in memory
+
+
+def _random_area(pixels_HWC: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:
     """A box of a share of the area in [smallest, 1] and an aspect of 3/4 to 4/3 of the image's own."""
     height, width = pixels_HWC.shape[:2]
     area, stretch = rng.uniform(smallest, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))

@@ -2,8 +2,9 @@
 
 {"images": [{"filename": ..., "filepath"?: ..., "split": ..., "sentences": [{"raw": ...}, ...], ...}]}
 
-`filepath` is a folder below the image folder. The number of sentences may differ between images. Every other scalar of
-the entry (`cocoid`, `imgid`, `concept` ...) and `sentids` are kept as metadata; `file` is the path below the image folder.
+`filepath` is a folder below the image folder. The number of sentences may differ between images. Every other scalar
+of the entry (`cocoid`, `imgid`, `concept` ...) and `sentids` are kept as metadata, and `file` is the path below the
+image folder.
 """
 
 import hashlib
@@ -123,7 +124,7 @@ def _record(entry: dict[str, Any]) -> dict[str, Any]:
     kept = [sentence for sentence in entry["sentences"] if sentence["raw"].strip()]
     if not kept:
         raise UserError(f"image `{file}` must have at least one caption")
-    metadata = {
+    metadata: dict[str, Any] = {
         name: value
         for name, value in entry.items()
         if name not in {"filename", "filepath"} and isinstance(value, str | int | float | None)

@@ -1,0 +1,71 @@
+"""Trains a WordPiece tokenizer on the captions of a shard set: lower case, BERT's special tokens and template."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.errors import UserError
+from shards.reader import ShardSet
+from shards.storage import write_atomically
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+"""Ids 0 to 4, in this order."""
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 30000) -> "Tokenizer":
+    """Trains on `captions`, whose order does not matter: equal texts give equal tokenizers.
+
+    Raises:
+        UserError: a vocabulary too small for the special tokens and the characters of the captions.
+    """
+    from tokenizers import trainers
+
+    tokenizer = _assembled({})
+    words = sorted(_words(tokenizer, captions))
+    characters = sorted({character for word in words for character in word})
+    # The trainer numbers `##x` in the order of a randomly seeded hash map, and ties between merges follow the numbers.
+    # Given as special tokens they keep this order; the tokenizer built from the result does not treat them as special.
+    alphabet = SPECIALS + characters + [f"##{character}" for character in characters]
+    if vocab_size < len(alphabet):
+        raise UserError(f"`vocab_size` (={vocab_size}) must be at least {len(alphabet)}, to hold every character")
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(words, trainer)
+    return _assembled(tokenizer.get_vocab())
+
+
+def _assembled(vocabulary: dict[str, int]) -> "Tokenizer":
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    if vocabulary:
+        tokenizer.add_special_tokens(SPECIALS)
+        tokenizer.post_processor = processors.BertProcessing(
+            ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+        )
+    return tokenizer
+
+
+def _words(tokenizer: "Tokenizer", captions: Iterable[str]) -> Iterator[str]:
+    for caption in captions:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(caption)):
+            yield word
+
+
+def write_tokenizer(shards: Path, out: Path, vocab_size: int = 30000) -> int:
+    """Trains on a shard set and writes `out`, a tokenizer.json of `tokenizers`. Returns the number of tokens."""
+    if not out.parent.is_dir():
+        raise UserError(f"`out` (={out}) must lie in a folder that exists")
+    tokenizer = train_tokenizer(_captions(ShardSet(shards)), vocab_size)
+    write_atomically(out, tokenizer.to_str(pretty=True).encode())
+    return tokenizer.get_vocab_size()
+
+
+def _captions(shards: ShardSet) -> Iterator[str]:
+    for index in range(len(shards)):
+        yield from shards[index].captions
