@@ -1,5 +1,6 @@
 """The command `finetune`: retrieval, evaluate, table, report. Torch is imported when a command needs it."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -112,7 +113,8 @@ def evaluate(
 
     Example: finetune evaluate --ckpt runs/tuned --annotations dataset.json --images images --out results.json
     """
-    from finetune.measure import Request, measure
+    with contextlib.redirect_stdout(sys.stderr):  # deepspeed logs to the stdout that it finds: --json must stay JSON
+        from finetune.measure import Request, measure
 
     request = Request(
         ckpt=ckpt,

@@ -165,6 +165,14 @@ def test_a_dual_encoder_has_nothing_to_match():
     pretrain_config(load_config(FinetuneConfig, None, ["objectives.itm=null"]), dual, "")
 
 
+def test_json_is_all_that_is_printed(ckpt, common, tmp_path):
+    """In a process of its own: libraries print when they are first imported."""
+    words = ["evaluate", "--ckpt", ckpt, *common, "--out", tmp_path / "results.json", "--json"]
+    command = [sys.executable, "-m", "finetune.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["command"].startswith("finetune evaluate --ckpt")
+
+
 def test_help_is_quick_and_shows_an_example():
     code = "import sys, finetune.cli, contextlib\n"
     code += "with contextlib.suppress(SystemExit): finetune.cli.main(['evaluate', '--help'])\n"
