@@ -1,0 +1,79 @@
+"""The configuration of fine-tuning: pretraining's sections with other defaults. The model is the checkpoint's.
+
+Precedence as in `pretrain.config`, later wins: the defaults here, `base:`, the file, the command line.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pretrain.config import (
+    AugmentConfig,
+    EngineConfig,
+    ITCConfig,
+    ITMConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+    Section,
+    parse_config,
+)
+from shards.errors import UserError
+
+
+class RetrievalObjectives(ObjectivesConfig):
+    """Contrast and matching with hard negatives, as ALBEF, BLIP and X-VLM fine-tune; null leaves one out."""
+
+    itc: ITCConfig | None = ITCConfig()
+    itm: ITMConfig | None = ITMConfig()
+
+
+class RetrievalData(Section):
+    """How pairs are batched. What is read comes from the command line, the tokenizer from the checkpoint.
+
+    `max_tokens` null keeps the checkpoint's. The others are as in `pretrain.config.DataConfig`.
+    """
+
+    global_batch: int = Field(256, ge=1)
+    max_tokens: int | None = Field(None, ge=4)
+    workers: int = Field(0, ge=0)
+    group_by: str | None = None
+    captions: Literal["one", "join"] = "one"
+    augment: AugmentConfig = AugmentConfig()
+
+
+class RetrievalOptim(OptimConfig):
+    """A tenth of pretraining's learning rate."""
+
+    lr: float = Field(1e-5, gt=0)
+
+
+class FinetuneConfig(Section):
+    """Everything of a fine-tuning run but the model."""
+
+    objectives: RetrievalObjectives = RetrievalObjectives()
+    data: RetrievalData = RetrievalData()
+    optim: RetrievalOptim = RetrievalOptim()
+    engine: EngineConfig = EngineConfig()
+    run: RunConfig = RunConfig()
+
+
+def pretrain_config(config: FinetuneConfig, checkpoint: PretrainConfig, shards: str) -> PretrainConfig:
+    """What `pretrain.train.fit` runs.
+
+    Args:
+        checkpoint: The configuration of the checkpoint that training starts from.
+        shards: Recorded as `data.shards`; empty where the pairs come from an annotation file.
+
+    Raises:
+        UserError: a fused objective on a model that cannot fuse.
+    """
+    fused = [name for name in ("itm", "mlm") if getattr(config.objectives, name)]
+    if checkpoint.model.fusion.trunk == "none" and fused:
+        name = f"objectives.{fused[0]}"
+        raise UserError(f"`{name}` reads fused features, which this checkpoint does not have: pass {name}=null")
+    values: dict[str, Any] = config.model_dump()
+    values["data"]["max_tokens"] = config.data.max_tokens or checkpoint.data.max_tokens
+    values["data"] |= {"shards": shards, "tokenizer": checkpoint.data.tokenizer}
+    return parse_config(PretrainConfig, values | {"model": checkpoint.model.model_dump()})

@@ -1,0 +1,48 @@
+"""The figures of a published survey of pretrained systems, as printed, with our notes on what cannot be right.
+
+`pretraining_results.csv` holds recalls in percent (empty where none is printed), `pretraining_systems.csv` what each
+system was
+pretrained on and with which tasks. CC is Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the
+BooksCorpus.
+"""
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+
+FIGURES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One printed row; `figures` in the order of FIGURES, None where nothing is printed."""
+
+    system: str
+    stream: str
+    dataset: str
+    pretraining_data: str
+    figures: tuple[float | None, ...]
+    source: str
+    note: str
+
+
+def published_results() -> list[Published]:
+    """All rows, in the survey's order."""
+    data = {row["system"]: row["pretraining_data"].replace(";", ", ") for row in _read("pretraining_systems.csv")}
+    return [
+        Published(
+            system=row["system"],
+            stream=row["stream"],
+            dataset=row["dataset"],
+            pretraining_data=data[row["system"]],
+            figures=tuple(float(row[name]) if row[name] else None for name in FIGURES),
+            source=f"{row['venue']} {row['year']}",
+            note=row["note"],
+        )
+        for row in _read("pretraining_results.csv")
+    ]
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    text = resources.files("finetune.published").joinpath(name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))

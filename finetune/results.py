@@ -1,0 +1,156 @@
+"""results.json: one measured row with all that is needed to believe it. `table` and `report` read nothing else.
+
+Next to `NAME.json` lies `NAME.gallery.json`, {image key: data URI of a small JPEG}, for the report. It is a second file
+so that the figures stay small enough to read and to diff, and one file rather than a folder so that the pair is easily
+moved together.
+"""
+
+import json
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, ValidationError
+
+from finetune.bootstrap import Intervals
+from finetune.recall import Recall
+from pretrain.config import Section
+from shards.errors import UserError
+
+FORMAT: Final = "duostream.results/1"
+
+
+class CheckpointFacts(Section):
+    """Which weights: the sha256 of the weights file, and names without the path of this machine."""
+
+    digest: str
+    run: str
+    name: str
+    step: int
+
+
+class DataFacts(Section):
+    """Which pairs: the fingerprint of the source, and how many of each were ranked."""
+
+    name: str
+    dataset: str
+    digest: str
+    images: int
+    texts: int
+
+
+class Protocol(Section):
+    """How it was measured. `rerank` 0 means that the first stage is the result."""
+
+    captions: Literal["all", "first5"]
+    ties: Literal["pessimistic"] = "pessimistic"
+    rerank: int
+    score: Literal["itc", "itm", "itm+itc"]
+    folds: int = 1
+
+
+class FirstStage(Section):
+    """The ranking before re-ranking.
+
+    `ceiling` is the percent of queries with a right item among the k candidates, which re-ranking cannot exceed.
+    `boundary_ties` counts the queries where equal scores straddle place k; the lower position was taken.
+    """
+
+    recall: Recall
+    ceiling: float
+    boundary_ties: int
+
+
+class Direction(Section):
+    """One direction. With folds, recalls are means over them and `deviation` their standard deviations."""
+
+    queries: int
+    pessimistic: Recall
+    optimistic: Recall
+    tied: float
+    first_stage: FirstStage | None = None
+    deviation: Recall | None = None
+
+
+class RSum(Section):
+    """The sum of the six recalls, and 95 % intervals of the headline, clustered by image."""
+
+    pessimistic: float
+    optimistic: float
+    intervals: Intervals
+
+
+class Found(Section):
+    """A gallery item in its place: an image's key, with the text that was found or, for an image, its first caption."""
+
+    key: str
+    text: str
+    score: float
+    right: bool
+
+
+class Example(Section):
+    """A query and its first five. `text` is the query for text-to-image and empty for image-to-text."""
+
+    key: str
+    text: str
+    captions: list[str]
+    rank: int
+    found: list[Found]
+
+
+class Examples(Section):
+    """Queries spread evenly over the data, not chosen, and the queries with the worst ranks."""
+
+    sample: list[Example]
+    worst: list[Example]
+
+
+class Results(Section):
+    """The whole file."""
+
+    format: Literal["duostream.results/1"] = FORMAT
+    name: str
+    stream: Literal["single", "dual"]
+    checkpoint: CheckpointFacts
+    data: DataFacts
+    pretraining_data: str
+    protocol: Protocol
+    i2t: Direction
+    t2i: Direction
+    rsum: RSum
+    command: str
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+    date: str
+    seconds: float
+    examples_i2t: Examples = Field(Examples(sample=[], worst=[]))
+    examples_t2i: Examples = Field(Examples(sample=[], worst=[]))
+
+
+def read_results(path: Path) -> Results:
+    """Raises UserError where the file is missing or is not one that `finetune evaluate` wrote."""
+    if not path.is_file():
+        raise UserError(f"`results` (={path}) is not a file")
+    try:
+        values = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"`results` (={path}) is not JSON") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"`results` (={path}) must be a file that `finetune evaluate` wrote, of format {FORMAT}")
+    try:
+        return Results.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"`results` (={path}) is damaged: {where}: {first['msg'].lower()}") from None
+
+
+def read_gallery(path: Path) -> dict[str, str]:
+    """The thumbnails beside a results file; empty where they were left behind."""
+    file = gallery_path(path)
+    return json.loads(file.read_bytes()) if file.is_file() else {}
+
+
+def gallery_path(path: Path) -> Path:
+    """results.json -> results.gallery.json."""
+    return path.with_suffix(".gallery.json")

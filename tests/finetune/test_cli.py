@@ -1,0 +1,182 @@
+"""The command line: refusals in one sentence with status 2 before anything is written, and both commands end to end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import save_file
+
+from finetune.cli import main
+from finetune.config import FinetuneConfig, pretrain_config
+from pretrain.checkpoint import CONFIG, STATE, WEIGHTS, _sha256
+from pretrain.config import dump_config, load_config
+from shards.errors import UserError
+from tests.finetune.corpus import Corpus, checkpoint
+from tests.pretrain.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A Karpathy-form corpus on disk: 16 images for training, 12 for testing."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "images").mkdir()
+    entries = []
+    for index, sample in enumerate(Corpus(28).samples):
+        (folder / "images" / f"{sample.key}.png").write_bytes(sample.image)
+        sentences = [{"raw": caption} for caption in sample.captions]
+        entries.append(
+            {"filename": f"{sample.key}.png", "split": "train" if index < 16 else "test", "sentences": sentences}
+        )
+    (folder / "dataset.json").write_text(json.dumps({"images": entries}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory):
+    """An untrained checkpoint on disk, in a run folder."""
+    folder = tmp_path_factory.mktemp("ckpt")
+    made = checkpoint(folder)
+    made.path.mkdir(parents=True)
+    save_file(made.task.state_dict(), made.path / WEIGHTS)
+    (made.path / CONFIG).write_text(dump_config(made.config))
+    made.tokenizer.save(made.path)
+    files = {name: _sha256(made.path / name) for name in (WEIGHTS, CONFIG, "tokenizer.json")}
+    (made.path / STATE).write_text(json.dumps({"step": 7, "world": 1, "stream": {}, "files": files}))
+    (made.path.parent / "latest").write_text(made.path.name)
+    return made.path.parent.parent
+
+
+def status(*words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return ended.value.code
+
+
+@pytest.fixture
+def common(corpus):
+    return ["--annotations", corpus / "dataset.json", "--images", corpus / "images"]
+
+
+def test_evaluate_table_report(ckpt, common, tmp_path, capsys):
+    out = tmp_path / "results" / "results.json"
+    assert status("evaluate", "--ckpt", ckpt, *common, "--out", out, "--rerank", 10, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(out.read_text())
+    assert (printed["name"], printed["protocol"]["rerank"], printed["data"]["images"]) == ("tiny-run", 10, 12)
+    assert printed["data"]["dataset"].endswith("/dataset test")
+    assert not list(out.parent.glob(".*")), "no temporary file is left"
+
+    assert status("evaluate", "--ckpt", ckpt, *common, "--out", out) == 2
+    assert "must not exist yet" in capsys.readouterr().err
+    assert status("evaluate", "--ckpt", ckpt, *common, "--out", out, "--overwrite", "--name", "again") == 0
+    assert "RSUM" in capsys.readouterr().out
+
+    assert status("table", out) == 0
+    assert "| **again**" in capsys.readouterr().out
+    assert status("table", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["system"] == "again"
+    page = tmp_path / "report.html"
+    assert status("report", out, "--out", page) == 0
+    assert page.read_text().count("data:image/jpeg") > 20
+
+
+def test_retrieval_trains_and_refuses_a_used_folder(ckpt, common, tmp_path, capsys):
+    out = tmp_path / "tuned"
+    words = [
+        "retrieval",
+        "--ckpt",
+        ckpt,
+        *common,
+        "--out",
+        out,
+        "run.steps=2",
+        "data.global_batch=4",
+        "run.log_every=1",
+    ]
+    assert status(*words) == 0
+    assert (out / "checkpoints" / "latest").read_text().strip() == "step-00000002"
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [1, 2]
+    assert "checkpoint: " in capsys.readouterr().out
+    assert status(*words) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert status(*words, "--resume", "--overwrite") == 2
+    assert status("evaluate", "--ckpt", out, *common, "--out", tmp_path / "r.json", "--rerank", 0) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["name"] == "tuned"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ckpt", "nowhere", "+common"], "`ckpt` (=nowhere) must be a checkpoint folder"),
+        (["+ckpt"], "give either `--annotations` with `--images` or `--shards`; neither was given"),
+        (["+ckpt", "+common", "--shards", "x"], "both were given"),
+        (["+ckpt", "--annotations", "x.json"], "`--annotations` needs `--images`"),
+        (["+ckpt", "+annotations", "--images", "nowhere"], "`images` (=nowhere) must be a folder"),
+        (["+ckpt", "+common", "--split", "vla"], "`split` (=vla) must name images"),
+        (["+ckpt", "+common", "--rerank", "5"], "`--rerank` (=5) must be 0 (off) or at least 10"),
+        (["+ckpt", "+common", "--dataset", "coco_5k"], "must have 5000 images; the data has 12"),
+        (["+ckpt", "+common", "--device", "tpu"], "`--device` (=tpu) must be cpu"),
+    ],
+)
+def test_evaluate_refuses(words, message, ckpt, common, tmp_path, capsys):
+    given = {"+ckpt": ["--ckpt", ckpt], "+common": common, "+annotations": common[:2]}
+    expanded = [part for word in words for part in given.get(word, [word])]
+    out = tmp_path / "made" / "results.json"
+    assert status("evaluate", *expanded, "--out", out) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().count("\n") == 0 or "split" in message
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rate=1", "`optim.learning_rate` is not a known key"),
+        ("objective.itm=null", "did you mean `objectives`"),
+        ("data.shards=x", "`data.shards` is not a known key"),
+        ("data.global_batch=0", "`data.global_batch` (=0) is refused"),
+    ],
+)
+def test_retrieval_refuses(override, message, ckpt, common, tmp_path, capsys):
+    out = tmp_path / "tuned"
+    assert status("retrieval", "--ckpt", ckpt, *common, "--out", out, override) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_configuration_that_is_trained():
+    base = tiny_config()
+    chosen = load_config(FinetuneConfig, None, ["optim.clip=2", "data.group_by=concept", "run.out=tuned"])
+    made = pretrain_config(chosen, base, "")
+    assert made.model == base.model
+    assert (made.optim.lr, made.optim.clip) == (1e-5, 2.0), "a setting leaves the other defaults of its section alone"
+    assert made.objectives.itc is not None
+    assert made.objectives.itm is not None
+    assert made.objectives.mlm is None
+    assert (made.data.max_tokens, made.data.group_by) == (base.data.max_tokens, "concept")
+
+
+def test_a_dual_encoder_has_nothing_to_match():
+    dual = tiny_config(objectives={"itc": {}}, model={**tiny_config().model.model_dump(), "fusion": {"trunk": "none"}})
+    with pytest.raises(UserError, match=r"pass objectives\.itm=null"):
+        pretrain_config(FinetuneConfig(), dual, "")
+    pretrain_config(load_config(FinetuneConfig, None, ["objectives.itm=null"]), dual, "")
+
+
+def test_json_is_all_that_is_printed(ckpt, common, tmp_path):
+    """In a process of its own: libraries print when they are first imported."""
+    words = ["evaluate", "--ckpt", ckpt, *common, "--out", tmp_path / "results.json", "--json"]
+    command = [sys.executable, "-m", "finetune.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["command"].startswith("finetune evaluate --ckpt")
+
+
+def test_help_is_quick_and_shows_an_example():
+    code = "import sys, finetune.cli, contextlib\n"
+    code += "with contextlib.suppress(SystemExit): finetune.cli.main(['evaluate', '--help'])\n"
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'help must not wait for torch'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Example: finetune evaluate --ckpt" in " ".join(done.stdout.split())

@@ -1,0 +1,111 @@
+"""The table in its formats, and what may enter it."""
+
+import csv
+import io
+import itertools
+import json
+
+import pytest
+
+from finetune.published import published_results
+from finetune.results import read_results
+from finetune.table import build_table, to_csv, to_html, to_markdown, to_records
+from shards.errors import UserError
+
+MARKDOWN = """\
+## scenes
+
+| System   | Stream | Data         | i2t@1 | i2t@5 | i2t@10 | t2i@1 | t2i@5 | t2i@10 |  RSUM | Note |
+| -------- | ------ | ------------ | ----: | ----: | -----: | ----: | ----: | -----: | ----: | ---: |
+| **ours** | dual   | scenes-train |  70.0 |  90.0 |   95.5 |  60.0 |  85.0 |   92.0 | 492.5 |    1 |
+
+1. checkpoint 0123456789ab step 600; data fedcba987654 (500 images, 2500 texts); re-ranked k=32 by itm; captions all; \
+RSUM 95 % interval 484.2 to 500.8; 2026-11-21
+
+Recall in percent at 1, 5 and 10: i2t finds the texts of an image, t2i the image of a text; RSUM is their sum. \
+Bold rows are measured here, ties counted against the system.
+"""
+
+CSV = """\
+dataset,system,measured,stream,data,i2t_r1,i2t_r5,i2t_r10,t2i_r1,t2i_r5,t2i_r10,rsum,note
+scenes,ours,1,dual,scenes-train,70,90,95.5,60,85,92,492.5,\
+"checkpoint 0123456789ab step 600; data fedcba987654 (500 images, 2500 texts); re-ranked k=32 by itm; captions all; \
+RSUM 95 % interval 484.2 to 500.8; 2026-11-21"
+"""
+
+
+def test_markdown_of_a_measured_row(made_up):
+    assert to_markdown(build_table([made_up()])) == MARKDOWN
+
+
+def test_csv_of_a_measured_row(made_up):
+    assert to_csv(build_table([made_up()])) == CSV
+
+
+def test_html_is_whole_and_escaped(made_up):
+    page = to_html(build_table([made_up(name="<b>ours</b>")]))
+    assert page.startswith("<!doctype html>")
+    assert "&lt;b&gt;ours&lt;/b&gt;" in page
+    assert "<b>ours" not in page
+    assert "<td>492.5</td>" in page
+    assert "http" not in page, "a page must need nothing from elsewhere"
+
+
+def test_measured_rows_stand_under_the_published_ones_of_their_dataset(made_up):
+    groups = build_table([made_up(dataset="scenes"), made_up(dataset="coco_5k", k=0)])
+    assert [group.title for group in groups] == ["COCO 5K", "scenes"]
+    assert [row.system for row in groups[0].rows][-2:] == ["METER", "ours"]
+    assert len(groups[0].rows) == 10
+    assert "no re-ranking" in groups[0].rows[-1].note
+    assert [group.title for group in build_table([made_up(dataset="coco_5k")], only_measured=True)] == ["COCO 5K"]
+    assert len(build_table([made_up(dataset="coco_5k")], only_measured=True)[0].rows) == 1
+
+
+def test_without_results_all_published_rows():
+    groups = build_table([])
+    assert [(group.title, len(group.rows)) for group in groups] == [("COCO 5K", 9), ("COCO 1K", 4), ("Flickr30K", 12)]
+    assert len(to_records(groups)) == 25
+    rows = list(csv.DictReader(io.StringIO(to_csv(groups))))
+    assert (rows[-1]["system"], rows[-1]["rsum"], rows[-1]["measured"]) == ("METER", "570.7", "0")
+
+
+def test_rows_of_a_markdown_table_are_equally_long():
+    for block in to_markdown(build_table([])).split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({len(row) for row in rows}) <= 1
+
+
+def test_published_figures_are_recalls_and_every_odd_one_has_a_note():
+    for row in published_results():
+        recalls, rsum = row.figures[:6], row.figures[6]
+        assert all(value is None or 0 < value <= 100 for value in recalls)
+        known = [value for value in recalls if value is not None]
+        odd = len(known) == 6 and (rsum is None or abs(sum(known) - rsum) > 0.05)
+        odd |= any(a > b for three in (recalls[:3], recalls[3:]) for a, b in itertools.pairwise(three) if a and b)
+        assert not odd or row.note, f"{row.system} on {row.dataset}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a file"),
+        ("{", "is not JSON"),
+        ("[]", "must be a file that `finetune evaluate` wrote"),
+        ('{"rsum": 600}', "must be a file that `finetune evaluate` wrote"),
+        ('{"format": "duostream.results/1"}', "is damaged: name: field required"),
+    ],
+)
+def test_only_results_files_enter(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_results(path)
+
+
+def test_an_added_figure_is_refused(results_file):
+    path = results_file()
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"rsum_by_hand": 600}))
+    with pytest.raises(UserError, match="rsum_by_hand"):
+        read_results(path)
