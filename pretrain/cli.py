@@ -44,3 +44,7 @@ def resume_override(resume: bool, overwrite: bool) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     run(app, arguments)
+
+
+if __name__ == "__main__":
+    main()

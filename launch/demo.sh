@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The whole line on generated scenes: raw pairs -> shards -> pretraining -> fine-tuning -> table and report.
+# `make demo` installs and runs it; the commands below are those a user types.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+run=runs/demo
+started=$SECONDS
+# Threads that wait must not burn the cores of those that work: these machines are often shared.
+export OMP_WAIT_POLICY=PASSIVE
+
+stage() { printf '\n[%s] %s\n' "$1" "$2"; }
+
+stage 1/7 "8,000 scenes to train on and 500 others to test on, as WebDataset shards"
+shards build scenes --samples 8000 --split train --out $run/shards/train --overwrite
+shards build scenes --samples 500 --split test --out $run/shards/test --overwrite
+shards tokenizer $run/shards/train --out $run/tokenizer.json --overwrite
+
+stage 2/7 "every byte read back"
+shards verify $run/shards/train
+shards verify $run/shards/test
+
+stage 3/7 "pretraining: ITC + ITM + MLM"
+bash launch/pretrain.sh --config configs/pretrain/demo.yaml --overwrite
+bash launch/pretrain.sh --config configs/pretrain/demo.yaml --overwrite run.out=$run/untrained run.steps=0
+
+stage 4/7 "fine-tuning of the pretrained model"
+finetune retrieval --ckpt $run/pretrain --shards $run/shards/train --config configs/finetune/demo.yaml \
+    --out $run/finetune --overwrite
+
+stage 5/7 "the same fine-tuning from scratch"
+finetune retrieval --ckpt $run/untrained --shards $run/shards/train --config configs/finetune/demo.yaml \
+    --out $run/scratch --overwrite
+
+stage 6/7 "retrieval on the 500 scenes never trained on"
+finetune evaluate --ckpt $run/finetune --shards $run/shards/test --out $run/results.json --overwrite \
+    --name "pretrained + fine-tuned" --trained-on "8,000 scenes"
+finetune evaluate --ckpt $run/scratch --shards $run/shards/test --out $run/results-scratch.json --overwrite \
+    --name "fine-tuned from scratch"
+
+stage 7/7 "table and report"
+finetune report $run/results.json $run/results-scratch.json --out $run/report.html \
+    --runs $run/pretrain --runs $run/finetune --runs $run/scratch
+finetune table $run/results.json $run/results-scratch.json --only-measured
+printf '\nDone in %d min %02d s. Open %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$run/report.html"
