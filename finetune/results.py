@@ -146,9 +146,21 @@ def read_results(path: Path) -> Results:
 
 
 def read_gallery(path: Path) -> dict[str, str]:
-    """The thumbnails beside a results file; empty where they were left behind."""
+    """The thumbnails beside a results file; empty where they were left behind.
+
+    Raises:
+        UserError: a file that holds something else; the report writes its values into a page.
+    """
     file = gallery_path(path)
-    return json.loads(file.read_bytes()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        pictures = json.loads(file.read_bytes())
+        if all(uri.startswith("data:image/") for uri in pictures.values()):
+            return pictures
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"the gallery (={file}) must hold data URIs of images by key, as `finetune evaluate` writes them")
 
 
 def gallery_path(path: Path) -> Path:

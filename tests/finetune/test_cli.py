@@ -8,9 +8,9 @@ import pytest
 from safetensors.torch import save_file
 
 from finetune.cli import main
-from finetune.config import FinetuneConfig, pretrain_config
+from finetune.config import FinetuneConfig, RetrievalData, pretrain_config
 from pretrain.checkpoint import CONFIG, STATE, WEIGHTS, _sha256
-from pretrain.config import dump_config, load_config
+from pretrain.config import DataConfig, dump_config, load_config
 from shards.errors import UserError
 from tests.finetune.corpus import Corpus, checkpoint
 from tests.pretrain.tiny import tiny_config
@@ -156,6 +156,13 @@ def test_the_configuration_that_is_trained():
     assert made.objectives.itm is not None
     assert made.objectives.mlm is None
     assert (made.data.max_tokens, made.data.group_by) == (base.data.max_tokens, "concept")
+
+
+def test_batching_settings_are_those_of_pretraining():
+    """Listed again without what fine-tuning takes from elsewhere; `max_tokens` alone has another default."""
+    ours, theirs = RetrievalData().model_dump(), DataConfig().model_dump()
+    assert theirs.keys() - ours.keys() == {"shards", "tokenizer"}
+    assert {name for name in ours if ours[name] != theirs[name]} == {"max_tokens"}
 
 
 def test_a_dual_encoder_has_nothing_to_match():

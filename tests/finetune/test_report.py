@@ -95,6 +95,14 @@ def test_short_and_broken_curves_are_drawn(run, rows):
     assert len(charts([run(rows=rows)])) == 1
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"k0": "https://elsewhere/x.jpg"}'])
+def test_a_gallery_of_something_else_is_refused(results_file, tmp_path, content):
+    path = results_file()
+    path.with_suffix(".gallery.json").write_text(content)
+    with pytest.raises(UserError, match="must hold data URIs"):
+        page_of([path], [], tmp_path)
+
+
 def test_refusals(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="must be a results file, or a run folder"):
