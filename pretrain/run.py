@@ -19,7 +19,7 @@ def check_folder(config: PretrainConfig) -> None:
     """Refuses a folder that this run may not use. Writes nothing.
 
     Raises:
-        UserError: no folder named, it holds another run or foreign files, or it cannot be continued with this configuration.
+        UserError: no folder named, another run or foreign files in it, or one that this configuration cannot continue.
     """
     out = _folder(config)
     if not out.exists() or not any(out.iterdir()):
