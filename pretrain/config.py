@@ -6,7 +6,7 @@ Unknown keys are fatal. The DeepSpeed dictionary is derived from this in `engine
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,7 +14,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shards.errors import UserError, nearest
-
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -41,9 +40,9 @@ class VisionConfig(Section):
 class TextConfig(Section):
     """A BERT-shaped text encoder from transformers.
 
-    `options` are fields of `transformers.BertConfig`. `weights` is null for random, else a local folder or `package:NAME/FOLDER`
-    for a folder inside an installed Python package; the folder's config.json then gives the shape.
-    """
+    `options` are fields of `transformers.BertConfig`. `weights` is null for random, else a local folder or
+    `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives the
+    shape."""
 
     options: dict[str, Any] = {}
     weights: str | None = None
@@ -104,8 +103,8 @@ class AugmentConfig(Section):
     """Random changes of the training image; all off by default.
 
     `crop_scale` is the smallest area kept by a random resized crop (1 = no crop); `flip` is for data without left and
-    right in its texts; `color` jitters brightness, contrast and saturation by up to this factor; `erase` blanks a random
-    box with this probability; `rotate` turns by up to this many degrees.
+    right in its texts; `color` jitters brightness, contrast and saturation by up to this factor; `erase` blanks a
+    random box with this probability; `rotate` turns by up to this many degrees.
     """
 
     crop_scale: float = Field(1.0, gt=0, le=1)
@@ -119,8 +118,8 @@ class DataConfig(Section):
     """What is read and how it is batched.
 
     `shards` is a folder that `shards build` wrote. `tokenizer` is a tokenizer.json or a folder or `package:` place that
-    holds one. `group_by` names a metadata field: pairs that share its value are each other's positives. `captions` `one`
-    draws one caption per image and epoch; `join` shuffles all of them into one text.
+    holds one. `group_by` names a metadata field: pairs that share its value are each other's positives. `captions`
+    `one` draws one caption per image and epoch; `join` shuffles all of them into one text.
     """
 
     shards: str = ""
@@ -284,7 +283,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as a string; people write learning rates that way."""
+    """YAML 1.1 reads `1e-4` as a string; people write learning rates that way. And of equal keys the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice[0]}` stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
