@@ -17,7 +17,7 @@ from pretrain import distributed
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig, merge
 from pretrain.optim import build_optimizer, set_lr
-from shards.errors import UserError
+from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
 import deepspeed  # reads the variable above when imported
@@ -27,7 +27,7 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 TRAINER_TAG = "engine"
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(Stopped):
     """A loss became NaN or infinite; the optimizer has not moved."""
 
 
@@ -83,7 +83,7 @@ class Engine:
         losses = self._engine(batch)
         reported = _mean_over_ranks(losses)
         if sick := [name for name, value in reported.items() if not abs(value) < float("inf")]:
-            raise NonFiniteLoss(f"the loss `{sick[-1]}` is {reported[sick[-1]]}")
+            raise NonFiniteLoss(f"the loss `{sick[-1]}` is {reported[sick[-1]]}; the optimizer has not moved")
         self._engine.backward(losses["loss"])
         set_lr(self._engine.optimizer, lr)
         self._engine.step()

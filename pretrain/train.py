@@ -46,7 +46,7 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     source = ShardSet(Path(config.data.shards)) if source is None else source
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
     _check_task(config, len(tokenizer), initial)
-    check_folder(config)
+    check_folder(config, world)
     return Inputs(source, tokenizer)
 
 

@@ -37,7 +37,7 @@ Configure = Callable[..., PretrainConfig]
 
 @pytest.fixture
 def configure(corpus: Corpus, tmp_path: Path) -> Configure:
-    """Builds a configuration on the corpus from overrides; the run folder is `tmp_path/run` unless one names another."""
+    """Builds a configuration on the corpus from overrides; the run folder is `tmp_path/run` unless given."""
 
     def build(*overrides: str) -> PretrainConfig:
         return load_config(PretrainConfig, corpus.config, [f"run.out={tmp_path / 'run'}", *overrides])
