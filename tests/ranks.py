@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LAUNCHER_VARIABLES = (
+OF_LAUNCHERS = (
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -30,7 +30,7 @@ class Ended:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's own without a launcher's variables, on the CPU, with the packages and the tests importable."""
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    kept = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     fixed = {"PYTHONPATH": path, "PATH": binaries, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}

@@ -74,9 +74,11 @@ def _takes_image_size(name: str) -> bool:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    meta = next(model.parameters()).is_meta  # an outline: nothing to copy into, but names and shapes are compared
+    device = next(model.parameters()).device
     try:
-        missing, unexpected = model.load_state_dict(load_file(path), strict=False, assign=meta)
+        weights = {name: weight.to(device) for name, weight in load_file(path).items()}
+        # On the meta device there is nothing to copy into, but names and shapes are compared.
+        missing, unexpected = model.load_state_dict(weights, strict=False, assign=device.type == "meta")
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"`model.vision.weights` (={path}) cannot be loaded: {' '.join(str(error).split())}") from None
     unexpected = [name for name in unexpected if not name.startswith(("head.", "fc.", "classifier."))]
