@@ -20,7 +20,7 @@ from pretrain.train import fit
 from shards.errors import UserError
 from tests.pretrain.colours import Colours
 from tests.pretrain.runs import files, interrupted, logged, weights
-from tests.pretrain.tiny import VOCABULARY, tiny_config
+from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
 from tests.ranks import environment
 
 LEARNS = (
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(configure, tmp_
     state["module"]["model.text_projection.weight"][0, 0] = math.nan
     torch.save(state, found)
     before = files(run)
-    with pytest.raises(NonFiniteLoss, match=r"the loss `loss` is nan; the optimizer has not moved"):
+    with pytest.raises(NonFiniteLoss, match=r"the loss `\w+` is nan; the optimizer has not moved"):
         fit(configure(*settings, f"run.out={run}", "run.resume=auto"))
     assert [f for f in files(run) if "tfevents" not in f] == [f for f in before if "tfevents" not in f]
     assert load_checkpoint(run).step == 2
@@ -182,8 +182,6 @@ def test_the_optimizer_has_not_moved_after_a_bad_loss(configure):
     with torch.no_grad():
         task.objectives["itc"].log_temperature.fill_(math.nan)
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    from tests.pretrain.tiny import random_batch
-
     with pytest.raises(NonFiniteLoss):
         engine.step(random_batch(8), lr=1.0)
     after = task.state_dict()
@@ -191,7 +189,7 @@ def test_the_optimizer_has_not_moved_after_a_bad_loss(configure):
 
 
 BAD = {
-    "optim.freeze=[model.txt.]": r"`optim\.freeze` \(=model\.txt\.\) matches no parameter; names start with .*model\.text",
+    "optim.freeze=[model.txt.]": r"`optim\.freeze` \(=model\.txt\.\) matches no parameter; names start with .*model",
     "optim.freeze=['']": r"`optim\.freeze` leaves no parameter to train",
     "optim.multipliers={model.txt.: 2}": r"`optim\.multipliers\.model\.txt\.` matches no parameter; names start with",
     "model.fusion.heads=5": r"`model\.fusion\.heads` \(=5\) must divide the width of the text encoder \(=32\)",
