@@ -33,6 +33,7 @@ from shards.errors import Stopped, UserError
 from shards.storage import write_atomically
 
 WEIGHTS, CONFIG, STATE, LATEST = "model.safetensors", "config.yaml", "state.json", "latest"
+STATE_KEYS = ("step", "world", "stream", "files")
 PORTABLE = (WEIGHTS, CONFIG, "tokenizer.json")
 
 
@@ -86,10 +87,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError) as error:
+        state = json.loads((checkpoint / STATE).read_text())
+        return {name: state[name] for name in STATE_KEYS}
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"`ckpt` (={checkpoint}) is damaged: {STATE} cannot be read: {error}") from None
-    return state
 
 
 def load_checkpoint(place: str | Path) -> Checkpoint:
@@ -193,7 +194,7 @@ def _finish(
     (partial / CONFIG).write_text(dump_config(config))
     tokenizer.save(partial)
     files = {name: _sha256(partial / name) for name in PORTABLE}
-    state = {"step": step, "world": distributed.world(), "stream": stream, "files": files}
+    state = dict(zip(STATE_KEYS, (step, distributed.world(), stream, files), strict=True))
     (partial / STATE).write_text(json.dumps(state, indent=1))
     for file in partial.rglob("*"):
         _sync(file)

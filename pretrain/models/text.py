@@ -107,6 +107,8 @@ def _from_folder(folder: Path, bert_config: BertConfig) -> BertModel:
         model, info = BertModel.from_pretrained(
             folder, config=bert_config, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
         )
+    except OSError:
+        raise UserError(f"`model.text.weights` (={folder}) holds no weights") from None
     finally:
         logging.set_verbosity(verbosity)
     if info["missing_keys"]:
