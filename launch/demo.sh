@@ -36,9 +36,12 @@ finetune evaluate --ckpt $run/finetune --shards $run/shards/test --out $run/resu
     --name "pretrained + fine-tuned" --trained-on "8,000 scenes"
 finetune evaluate --ckpt $run/scratch --shards $run/shards/test --out $run/results-scratch.json --overwrite \
     --name "fine-tuned from scratch"
+# A matching head that has hardly learned can only spoil the order: from scratch is also measured without it.
+finetune evaluate --ckpt $run/scratch --shards $run/shards/test --out $run/results-scratch-itc.json --overwrite \
+    --name "from scratch, ITC alone" --rerank 0
 
 stage 7/7 "table and report"
-finetune report $run/results.json $run/results-scratch.json --out $run/report.html \
+finetune report $run/results.json $run/results-scratch*.json --out $run/report.html \
     --runs $run/pretrain --runs $run/finetune --runs $run/scratch
-finetune table $run/results.json $run/results-scratch.json --only-measured
+finetune table $run/results.json $run/results-scratch*.json --only-measured
 printf '\nDone in %d min %02d s. Open %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$run/report.html"

@@ -1,7 +1,6 @@
 """What a run reports: the same numbers as a line for people, a JSON line, and TensorBoard scalars."""
 
 import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -49,9 +48,7 @@ class Metrics:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        if not sys.stderr.isatty():
-            eta = (self.total - step) * seconds / self._steps
-            print(_line(step, self.total, values, eta), file=sys.stderr, flush=True)
+        self._bar.say(_line(step, self.total, values, eta=(self.total - step) * seconds / self._steps))
         self._reset()
 
     def close(self) -> None:

@@ -23,6 +23,10 @@ class Progress(Protocol):
 
     def advance(self, n: int = 1) -> None: ...
 
+    def say(self, line: str) -> None:
+        """Prints a line that stays, above the bar."""
+        ...
+
 
 def run(app: typer.Typer, args: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line application and ends the process.
@@ -106,6 +110,9 @@ class _Bar:
     def advance(self, n: int = 1) -> None:
         self.rich.advance(self.task, n)
 
+    def say(self, line: str) -> None:
+        self.rich.console.print(line, highlight=False, markup=False)
+
 
 class _Lines:
     """The same for logs and pipes."""
@@ -121,6 +128,10 @@ class _Lines:
             self.last = now
             rate = self.done / (now - self.start)
             self._print(f"{rate:,.1f}/s, ETA {_clock((self.total - self.done) / rate)}")
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        self.last = time.monotonic()
 
     def finish(self) -> None:
         seconds = time.monotonic() - self.start
