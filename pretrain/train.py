@@ -9,7 +9,7 @@ import torch
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
 from pretrain.config import PretrainConfig
-from pretrain.data.loader import Preparation
+from pretrain.data.loader import Preparation, check_group
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, start_process_group, world_from_environment
 from pretrain.metrics import reporting
@@ -44,6 +44,9 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     if source is None and not config.data.shards:
         raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
     source = ShardSet(Path(config.data.shards)) if source is None else source
+    if not len(source):
+        raise UserError(f"`source` (={source.name}) must hold at least one pair")
+    check_group(config.data.group_by, source[0])
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
     _check_task(config, len(tokenizer), initial)
     check_folder(config, world)

@@ -41,13 +41,15 @@ def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[in
 def test_world_and_stage_change_nothing(trained, zero):
     one, other = trained[1] / "zero-0", trained[2] / f"zero-{zero}"
     for expected, found in zip(logged(one), logged(other), strict=True):
-        # Measured: at most 3e-7 relative.
-        assert found == pytest.approx(expected, rel=1e-5)
+        # Measured: at most 2e-7 relative.
+        assert found == pytest.approx(expected, rel=2e-6)
     expected, found = load_file(weights(one, STEPS)), load_file(weights(other, STEPS))
     assert expected.keys() == found.keys()
     for name in expected:
-        # Measured: see the report of the largest difference; Adam enlarges rounding where a gradient is about zero.
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+        # Measured: at most 3.2e-6; 5.2e-5 for key biases, whose gradient is rounding alone (a softmax does not see what
+        # all its scores share), which Adam enlarges to whole steps.
+        allowed = 3e-4 if name.endswith(("key.bias", "qkv.bias")) else 2e-5
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=allowed, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("zero", STAGES)

@@ -204,6 +204,7 @@ BAD = {
     "model.text.weights=absent": r"`model\.text\.weights` \(=absent\) does not exist",
     "model.text.weights=package:absent/x": r"names a Python package that is not installed: `absent`",
     "data.max_tokens=33": r"`data\.max_tokens` \(=33\) must be at most `max_position_embeddings` \(=32\)",
+    "data.group_by=concept": r"`data\.group_by` \(=concept\) is not in the metadata of sample ",
     "data.shards=absent": r"absent",
     "data.shards=": r"`data\.shards`",
     "data.tokenizer=absent": r"`data\.tokenizer` \(=absent\) does not exist",
