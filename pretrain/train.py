@@ -83,6 +83,7 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
     """
     inputs = check(config, source, initial)
     device = start_process_group()
+    distributed.barrier()  # no rank is still looking at the folder when the first one writes into it
     if distributed.rank() == 0:
         open_folder(config)
     distributed.barrier()

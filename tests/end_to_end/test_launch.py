@@ -36,7 +36,7 @@ def small(corpus: Corpus, out: Path) -> list[str]:
         "run.steps=12",
         "run.log_every=1",
         "data.global_batch=8",
-        "model.vision.options={patch_size: 4, embed_dim: 64, depth: 1, num_heads: 2}",
+        "model.vision={name: resnet10t, options: {channels: [8, 16, 24, 32]}}",
         "model.text.options.num_hidden_layers=1",
         "model.fusion.depth=1",
         "optim.warmup_steps=2",
