@@ -20,8 +20,8 @@ class Batch:
         masked_ids_BL: int64 [B, L], the same text with masked-language corruption.
         masked_labels_BL: int64 [B, L], the original id where it was masked, -100 elsewhere.
         group_B: int64 [B], equal where two pairs may not serve as each other's negatives.
-        draws_BK: float64 [B, K] uniform in [0, 1): every random choice of the objectives comes from here, so that it is a
-            function of the sample's place in the global order and not of the rank.
+        draws_BK: float64 [B, K] uniform in [0, 1): every random choice of the objectives comes from here, so that it is
+            a function of the sample's place in the global order and not of the rank.
     """
 
     pixels_BHWC: Tensor

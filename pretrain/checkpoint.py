@@ -29,14 +29,15 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine
 from pretrain.models.build import self_contained
 from pretrain.task import Task
-from shards.errors import UserError
+from shards.errors import Stopped, UserError
 from shards.storage import write_atomically
 
 WEIGHTS, CONFIG, STATE, LATEST = "model.safetensors", "config.yaml", "state.json", "latest"
+STATE_KEYS = ("step", "world", "stream", "files")
 PORTABLE = (WEIGHTS, CONFIG, "tokenizer.json")
 
 
-class CheckpointNotWritten(RuntimeError):
+class CheckpointNotWritten(Stopped):
     """The newest checkpoint could not be written; the one before is whole."""
 
 
@@ -79,6 +80,19 @@ def find_checkpoint(place: str | Path) -> Path:
     raise UserError(f"`ckpt` (={place}) must be a checkpoint folder or a run folder with checkpoints/{LATEST}")
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The contents of state.json.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_text())
+        return {name: state[name] for name in STATE_KEYS}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"`ckpt` (={checkpoint}) is damaged: {STATE} cannot be read: {error}") from None
+
+
 def load_checkpoint(place: str | Path) -> Checkpoint:
     """Reads a checkpoint for use: weights checked against their digest, in evaluation mode, on the CPU.
 
@@ -86,7 +100,7 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
         UserError: nothing there, a file that is damaged, or weights that do not fit the configuration.
     """
     path = find_checkpoint(place)
-    state = json.loads((path / STATE).read_text())
+    state = read_state(path)
     for name, expected in state["files"].items():
         if not (path / name).is_file() or _sha256(path / name) != expected:
             raise UserError(f"`ckpt` (={path}) is damaged: {name} does not have the sha256 that {STATE} names")
@@ -106,54 +120,63 @@ def save_checkpoint(
     """Writes `root`/step-N whole or not at all; every rank calls it with the same arguments.
 
     Raises:
-        CheckpointNotWritten: on all ranks, when any could not write (a full disk); older checkpoints are untouched.
+        CheckpointNotWritten: on all ranks, when any could not write (a full disk) or a weight is not finite; older
+            checkpoints are untouched.
     """
     final, partial = root / f"step-{step:08d}", root / f".partial-step-{step:08d}"
-    _together(lambda: _start(partial))
-    engine.save(partial / "trainer")
-    weights = engine.weights()
-    torch.save(torch.get_rng_state(), partial / "trainer" / f"rng-{distributed.rank()}.pt")
-    distributed.barrier()
     portable = config.model_copy(update={"model": self_contained(config.model)})
-    _together(lambda: _finish(partial, final, step, weights, portable, tokenizer, stream))
+    weights = engine.weights()
+    try:
+        _together(lambda: _start(partial), distributed.rank() == 0)
+        _together(lambda: _save_trainer(partial / "trainer", engine))
+        _together(lambda: _finish(partial, final, step, weights, portable, tokenizer, stream), distributed.rank() == 0)
+    except CheckpointNotWritten:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return final
 
 
 def restore(checkpoint: Path, engine: Engine) -> dict[str, Any]:
     """Puts the engine and this rank's generator back; returns the contents of state.json. Every rank calls it."""
-    state = json.loads((checkpoint / STATE).read_text())
-    if state["world"] != distributed.world():
-        raise UserError(
-            f"the world size (={distributed.world()}) must be that of the checkpoint (={state['world']}) to resume"
-        )
+    state = read_state(checkpoint)
     engine.load(checkpoint / "trainer")
     torch.set_rng_state(torch.load(checkpoint / "trainer" / f"rng-{distributed.rank()}.pt", weights_only=True))
     return state
 
 
 def prune(root: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints and what interrupted saves left."""
+    """Deletes all but the newest `keep` checkpoints up to `latest`, and what interrupted saves left."""
+    latest = (root / LATEST).read_text().strip()
+    whole = sorted(root.glob("step-*"))
+    kept = [checkpoint for checkpoint in whole if checkpoint.name <= latest][-keep:]
     for partial in root.glob(".partial-step-*"):
         shutil.rmtree(partial)
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    for checkpoint in whole:
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint)
 
 
-def _together(rank_zero: Callable[[], None]) -> None:
-    """Runs a writing step on rank 0 and fails on all ranks alike, so that none waits for one that gave up."""
+def _together(write: Callable[[], None], here: bool = True) -> None:
+    """Runs a writing step where `here` and fails on all ranks alike, so that none waits for one that gave up."""
     failure: Exception | None = None
-    if distributed.rank() == 0:
+    if here:
         try:
-            rank_zero()
-        except (OSError, UserError) as error:
+            write()
+        except (OSError, UserError, SafetensorError, RuntimeError) as error:  # torch's writer raises RuntimeError
             failure = error
     if distributed.any_rank(failure is not None):
-        raise CheckpointNotWritten(f"the checkpoint was not written, older ones are whole: {failure or 'see rank 0'}")
+        reason = str(failure or "another rank failed").splitlines()[0]
+        raise CheckpointNotWritten(f"the checkpoint was not written, older ones are whole: {reason}")
 
 
 def _start(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "trainer").mkdir(parents=True)
+
+
+def _save_trainer(folder: Path, engine: Engine) -> None:
+    engine.save(folder)
+    torch.save(torch.get_rng_state(), folder / f"rng-{distributed.rank()}.pt")
 
 
 def _finish(
@@ -165,11 +188,13 @@ def _finish(
     tokenizer: Tokenizer,
     stream: dict[str, Any],
 ) -> None:
+    if sick := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise RuntimeError(f"the weight `{sick[0]}` is not finite")
     save_file(weights, partial / WEIGHTS)
     (partial / CONFIG).write_text(dump_config(config))
     tokenizer.save(partial)
     files = {name: _sha256(partial / name) for name in PORTABLE}
-    state = {"step": step, "world": distributed.world(), "stream": stream, "files": files}
+    state = dict(zip(STATE_KEYS, (step, distributed.world(), stream, files), strict=True))
     (partial / STATE).write_text(json.dumps(state, indent=1))
     for file in partial.rglob("*"):
         _sync(file)

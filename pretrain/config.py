@@ -1,18 +1,21 @@
 """One typed, frozen configuration: YAML files with an explicit `base:`, then `dotted.key=value` from the command line.
 
-Precedence, later wins: 1. the defaults here; 2. the file named by `base:`, recursively; 3. the file; 4. the command line.
+Precedence, later wins: 1. the defaults here; 2. the file named by `base:`, recursively; 3. the file; 4. the command
+line.
 Unknown keys are fatal. The DeepSpeed dictionary is derived from this in `engine.py`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shards.errors import UserError, nearest
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -24,8 +27,9 @@ class Section(BaseModel):
 class VisionConfig(Section):
     """A timm image encoder.
 
-    `name` is a timm model name, `options` are passed to its constructor, and `weights` names where its initial weights come from:
-    null for random, a safetensors file, or `timm` for timm's own pretrained tag (needs a network or a filled cache).
+    `name` is a timm model name, `options` are passed to its constructor, and `weights` names where its initial weights
+    come from: null for random, a safetensors file, or `timm` for timm's own pretrained tag (needs a network or a filled
+    cache).
     """
 
     name: str = "vit_base_patch16_224"
@@ -36,9 +40,9 @@ class VisionConfig(Section):
 class TextConfig(Section):
     """A BERT-shaped text encoder from transformers.
 
-    `options` are fields of `transformers.BertConfig`. `weights` is null for random, else a local folder, a hub id, or
-    `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives the shape.
-    """
+    `options` are fields of `transformers.BertConfig`. `weights` is null for random, else a local folder or
+    `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives the
+    shape."""
 
     options: dict[str, Any] = {}
     weights: str | None = None
@@ -74,7 +78,7 @@ class ITCConfig(Section):
 
 
 class ITMConfig(Section):
-    """Image-text matching with one hard negative image and one hard negative text per pair (ALBEF, arXiv:2107.07651)."""
+    """Image-text matching with one hard negative image and one such text per pair (ALBEF, arXiv:2107.07651)."""
 
     weight: float = Field(1.0, gt=0)
     negatives: Literal["hard", "random"] = "hard"
@@ -98,9 +102,9 @@ class ObjectivesConfig(Section):
 class AugmentConfig(Section):
     """Random changes of the training image; all off by default.
 
-    `crop_scale` is the smallest area kept by a random resized crop (1 = no crop); `flip` is for data without left and right
-    in its texts; `color` jitters brightness, contrast and saturation by up to this factor; `erase` blanks a random box with
-    this probability; `rotate` turns by up to this many degrees.
+    `crop_scale` is the smallest area kept by a random resized crop (1 = no crop); `flip` is for data without left and
+    right in its texts; `color` jitters brightness, contrast and saturation by up to this factor; `erase` blanks a
+    random box with this probability; `rotate` turns by up to this many degrees.
     """
 
     crop_scale: float = Field(1.0, gt=0, le=1)
@@ -113,9 +117,9 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """What is read and how it is batched.
 
-    `shards` is a folder that `shards build` wrote. `tokenizer` is a tokenizer.json or a folder or `package:` place that holds
-    one. `group_by` names a metadata field: pairs that share its value are each other's positives. `captions` `one` draws one
-    caption per image and epoch; `join` shuffles all of them into one text.
+    `shards` is a folder that `shards build` wrote. `tokenizer` is a tokenizer.json or a folder or `package:` place that
+    holds one. `group_by` names a metadata field: pairs that share its value are each other's positives. `captions`
+    `one` draws one caption per image and epoch; `join` shuffles all of them into one text.
     """
 
     shards: str = ""
@@ -134,7 +138,7 @@ class OptimConfig(Section):
     lr: float = Field(1e-4, gt=0)
     final_lr: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.02, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 leaves gradients alone.")
@@ -142,12 +146,33 @@ class OptimConfig(Section):
     freeze: list[str] = Field([], description="Parameter-name prefixes that are not trained.")
 
 
+HOMES = {
+    "train_batch_size": "data.global_batch",
+    "train_micro_batch_size_per_gpu": "data.global_batch",
+    "gradient_accumulation_steps": "data.global_batch",
+    "gradient_clipping": "optim.clip",
+    "bf16": "engine.precision",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+}
+"""DeepSpeed's keys that follow from ours: a second value would win silently."""
+
+
 class EngineConfig(Section):
-    """How DeepSpeed runs the step; `deepspeed` is merged into its configuration last, for keys this file does not name."""
+    """How DeepSpeed runs the step; `deepspeed` is merged into its configuration, for keys this file does not name."""
 
     zero: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     deepspeed: dict[str, Any] = {}
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _one_home_each(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(HOMES.keys() & keys):
+            raise ValueError(f"`engine.deepspeed.{taken[0]}` is derived: set `{HOMES[taken[0]]}`")
+        if "stage" in keys.get("zero_optimization", {}):
+            raise ValueError("`engine.deepspeed.zero_optimization.stage` is derived: set `engine.zero`")
+        return keys
 
 
 class RunConfig(Section):
@@ -258,7 +283,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as a string; people write learning rates that way."""
+    """YAML 1.1 reads `1e-4` as a string; people write learning rates that way. And of equal keys the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice[0]}` stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -1,8 +1,8 @@
 """Rank helpers that also work without a process group, and a gather that gradients flow through.
 
-Convention for every loss: a rank returns `world * (sum over its own rows) / (global count)`. The engine averages gradients
-over ranks, so the sum of what the ranks return, divided by the world size, is the loss of the global batch, and so is the
-gradient, whatever the split (gathers included).
+Convention for every loss: a rank returns `world * (sum over its own rows) / (global count)`. The engine averages
+gradients over ranks, so the sum of what the ranks return, divided by the world size, is the loss of the global batch,
+and so is the gradient, whatever the split (gathers included).
 """
 
 from typing import Any

@@ -17,17 +17,17 @@ from pretrain import distributed
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig, merge
 from pretrain.optim import build_optimizer, set_lr
-from shards.errors import UserError
+from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
-import deepspeed  # noqa: E402  (reads the variable above when imported)
+import deepspeed  # reads the variable above when imported
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(Stopped):
     """A loss became NaN or infinite; the optimizer has not moved."""
 
 
@@ -83,7 +83,7 @@ class Engine:
         losses = self._engine(batch)
         reported = _mean_over_ranks(losses)
         if sick := [name for name, value in reported.items() if not abs(value) < float("inf")]:
-            raise NonFiniteLoss(f"the loss `{sick[-1]}` is {reported[sick[-1]]}")
+            raise NonFiniteLoss(f"the loss `{sick[-1]}` is {reported[sick[-1]]}; the optimizer has not moved")
         self._engine.backward(losses["loss"])
         set_lr(self._engine.optimizer, lr)
         self._engine.step()
@@ -100,7 +100,7 @@ class Engine:
             raise UserError(f"`{folder}` holds no engine state for this world size and ZeRO stage")
 
     def weights(self) -> dict[str, Tensor]:
-        """The task's parameters and buffers on the CPU, whole; every rank calls it, only rank 0's result is complete."""
+        """The task's parameters and buffers on the CPU, whole on rank 0; every rank calls it."""
         module = self._engine.module
         if self.zero < 3:
             return _on_cpu(module.state_dict())
@@ -139,7 +139,7 @@ def _free_port() -> int:
 
 
 def _leave_out_shared_memory_op() -> None:
-    """On CPU DeepSpeed compiles an all-reduce at first use, which needs a C++ compiler and a minute; gloo does without."""
+    """DeepSpeed compiles a CPU all-reduce at first use: a C++ compiler and a minute; gloo does without."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 

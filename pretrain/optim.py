@@ -30,9 +30,11 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     Each group keeps its factor under `multiplier`, which `set_lr` reads.
 
     Raises:
-        UserError: a prefix in `optim.multipliers` that matches no parameter.
+        UserError: a prefix in `optim.multipliers` that matches no parameter, or nothing to train.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise UserError("`optim.freeze` leaves no parameter to train")
     for prefix in config.multipliers:
         if not any(name.startswith(prefix) for name, _ in named):
             raise UserError(f"`optim.multipliers.{prefix}` matches no parameter; names start with {_heads(named)}")

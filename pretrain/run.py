@@ -6,7 +6,7 @@ RUN/config.yaml  log.jsonl  tensorboard/  checkpoints/
 import shutil
 from pathlib import Path
 
-from pretrain.checkpoint import LATEST
+from pretrain.checkpoint import LATEST, read_state
 from pretrain.config import PretrainConfig, dump_config, load_config
 from shards.errors import UserError
 from shards.storage import write_atomically
@@ -15,11 +15,11 @@ CONFIG = "config.yaml"
 OWN = (CONFIG, "log.jsonl", "tensorboard", "checkpoints")
 
 
-def check_folder(config: PretrainConfig) -> None:
+def check_folder(config: PretrainConfig, world: int) -> None:
     """Refuses a folder that this run may not use. Writes nothing.
 
     Raises:
-        UserError: no folder named, it holds another run or foreign files, or it cannot be continued with this configuration.
+        UserError: no folder named, another run or foreign files in it, or one that this configuration cannot continue.
     """
     out = _folder(config)
     if not out.exists() or not any(out.iterdir()):
@@ -33,6 +33,7 @@ def check_folder(config: PretrainConfig) -> None:
             )
         case "auto":
             _check_same(load_config(PretrainConfig, out / CONFIG), config, out)
+            _check_checkpoint(newest_checkpoint(out), world)
 
 
 def open_folder(config: PretrainConfig) -> Path:
@@ -58,6 +59,14 @@ def _folder(config: PretrainConfig) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(f"`run.out` (={out}) is a file")
     return out
+
+
+def _check_checkpoint(newest: Path | None, world: int) -> None:
+    if newest is None:
+        return
+    saved = read_state(newest)["world"]
+    if saved != world:
+        raise UserError(f"`world_size` (={world}) must be that of the checkpoint (={saved}) to continue from {newest}")
 
 
 def _check_same(before: PretrainConfig, now: PretrainConfig, out: Path) -> None:

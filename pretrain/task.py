@@ -1,16 +1,17 @@
 """A model and its objectives as one module: batch in, named losses out. This is what the engine wraps."""
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.batch import Batch
 from pretrain.config import ModelConfig, ObjectivesConfig
-from pretrain.models.build import DuoModel
+from pretrain.models.build import DuoModel, self_contained
 from pretrain.objectives.itc import ITC
 from pretrain.objectives.itm import ITM
 from pretrain.objectives.mlm import MLM
 from pretrain.objectives.views import Views
 
-OBJECTIVES = {"itc": ITC, "itm": ITM, "mlm": MLM}
+OBJECTIVES: dict[str, type[ITC | ITM | MLM]] = {"itc": ITC, "itm": ITM, "mlm": MLM}
 
 
 class Task(nn.Module):
@@ -36,3 +37,18 @@ class Task(nn.Module):
         views = Views(self.model, batch, self.masked)
         losses = {name: objective(views) for name, objective in self.objectives.items()}
         return {"loss": sum(self.weights[name] * loss for name, loss in losses.items()), **losses}
+
+
+def outline(model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -> Task:
+    """The task on the meta device: names and shapes without values, in a tenth of a second.
+
+    Raises:
+        UserError: options that the encoders refuse, or an image encoder that yields no tokens.
+    """
+    size, portable = model.image_size, self_contained(model)
+    if model.vision.weights != "timm":  # a file's names and shapes are compared too, but nothing is fetched yet
+        portable = portable.model_copy(update={"vision": model.vision})
+    with torch.device("meta"):
+        task = Task(portable, objectives, vocabulary)
+        task.model.encode_image(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    return task

@@ -9,13 +9,13 @@ import torch
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
 from pretrain.config import PretrainConfig
-from pretrain.data.loader import Preparation
+from pretrain.data.loader import Preparation, check_group
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, start_process_group, world_from_environment
 from pretrain.metrics import reporting
-from pretrain.optim import freeze, learning_rate
+from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
-from pretrain.task import Task
+from pretrain.task import Task, outline
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.sources.base import Source
@@ -44,9 +44,29 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     if source is None and not config.data.shards:
         raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
     source = ShardSet(Path(config.data.shards)) if source is None else source
+    if not len(source):
+        raise UserError(f"`source` (={source.name}) must hold at least one pair")
+    check_group(config.data.group_by, source[0])
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
-    check_folder(config)
+    _check_task(config, len(tokenizer), initial)
+    check_folder(config, world)
     return Inputs(source, tokenizer)
+
+
+def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | None) -> None:
+    """Refuses what the model or the optimizer would, while nothing is allocated yet."""
+    task = outline(config.model, config.objectives, vocabulary)
+    longest = task.model.text.longest
+    if config.data.max_tokens > longest:
+        raise UserError(
+            f"`data.max_tokens` (={config.data.max_tokens}) must be at most `max_position_embeddings` (={longest}) "
+            f"of the text encoder"
+        )
+    freeze(task, config.optim.freeze)
+    build_optimizer(task, config.optim)
+    known = initial.task.state_dict() if initial else task.state_dict()
+    if lost := [f"model.{name}" for name in task.model.state_dict() if f"model.{name}" not in known]:
+        raise UserError(f"`ckpt` lacks {len(lost)} weights of the model, the first is {lost[0]}")
 
 
 def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoint | None = None) -> Path:
@@ -63,6 +83,7 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
     """
     inputs = check(config, source, initial)
     device = start_process_group()
+    distributed.barrier()  # no rank is still looking at the folder when the first one writes into it
     if distributed.rank() == 0:
         open_folder(config)
     distributed.barrier()
@@ -77,9 +98,7 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
 def load_initial(task: Task, initial: Checkpoint) -> None:
     """Copies the model and every head that both have."""
     known = initial.task.state_dict()
-    missing, _ = task.load_state_dict({k: v for k, v in known.items() if k in task.state_dict()}, strict=False)
-    if lost := [name for name in missing if name.startswith("model.")]:
-        raise UserError(f"`ckpt` (={initial.path}) lacks {len(lost)} weights of the model, the first is {lost[0]}")
+    task.load_state_dict({k: v for k, v in known.items() if k in task.state_dict()}, strict=False)
 
 
 def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import typer
 from typer.main import get_command
 
-from shards.errors import DamagedSample, UserError
+from shards.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -35,13 +35,14 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> NoReturn:
         args: Words after the program's name; None reads `sys.argv`.
 
     The status is 0, or what the command chose, 2 for a mistake of the user (`UserError`, or an option typer refuses)
-    and 1 for damaged data. Messages go to stderr; other exceptions are ours and keep their traceback.
+    and 1 for what stopped the work (`Stopped`). Messages go to stderr; other exceptions are ours and keep
+    their traceback.
     """
     try:
         get_command(app)(args=None if args is None else list(args))
     except UserError as error:
         fail(str(error), status=2)
-    except DamagedSample as error:
+    except Stopped as error:
         fail(str(error), status=1)
     sys.exit(0)
 

@@ -14,5 +14,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean `{matches[0]}`?" if matches else ""
 
 
-class DamagedSample(RuntimeError):
+class Stopped(RuntimeError):
+    """Work that cannot go on, through no mistake of the user's. Commands print the message and exit with status 1."""
+
+
+class DamagedSample(Stopped):
     """The bytes of one sample cannot be read or do not match their checksum."""

@@ -31,6 +31,12 @@ class Prepared(NamedTuple):
     draws_K: np.ndarray
 
 
+def check_group(key: str | None, sample: Sample) -> None:
+    """Refuses a `data.group_by` that the sample does not have."""
+    if key is not None and key not in sample.metadata:
+        raise UserError(f"`data.group_by` (={key}) is not in the metadata of sample {sample.key}")
+
+
 @dataclass(frozen=True)
 class Preparation:
     """Turns streamed samples into one `Batch`; picklable, so that workers can carry it."""
@@ -78,8 +84,7 @@ class Preparation:
     def _group(self, item: StreamedSample) -> int:
         """63 bits of the group's name, or of the sample's identity: the same on every rank and in every run."""
         key = self.config.data.group_by
-        if key is not None and key not in item.sample.metadata:
-            raise UserError(f"`data.group_by` (={key}) is not in the metadata of sample {item.sample.key}")
+        check_group(key, item.sample)
         name = item.identity if key is None else item.sample.metadata[key]
         digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1

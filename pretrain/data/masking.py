@@ -22,8 +22,8 @@ def mask_tokens(
         vocabulary: Random tokens are drawn below this.
 
     Returns:
-        The corrupted ids and the labels, int64 [L] each; the label is the original id where chosen, else `IGNORE`. A text
-        with any ordinary token has at least one chosen, so that short texts are learned from too.
+        The corrupted ids and the labels, int64 [L] each; the label is the original id where chosen, else `IGNORE`. A
+        text with any ordinary token has at least one chosen, so that short texts are learned from too.
     """
     chosen_L = (rng.random(len(token_ids_L)) < probability) & ~special_L
     ordinary = np.flatnonzero(~special_L)

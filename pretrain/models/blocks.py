@@ -9,6 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shards.errors import UserError
+
 Norm = Literal["pre", "post"]
 
 
@@ -18,7 +20,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, key_width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"`heads` (={heads}) must divide the width of the queries (={width})")
+            raise UserError(f"`model.fusion.heads` (={heads}) must divide the width of the text encoder (={width})")
         self.heads, self.dropout = heads, dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(key_width, width)

@@ -53,7 +53,11 @@ class DuoModel(nn.Module):
 
 
 def self_contained(config: ModelConfig) -> ModelConfig:
-    """The same composition with no outside weights, for a configuration that travels with its own."""
+    """The same composition with no outside weights, for a configuration that travels with its own.
+
+    Raises:
+        UserError: the folder that gives the text encoder's shape is not there.
+    """
     vision = config.vision.model_copy(update={"weights": None})
     return config.model_copy(update={"vision": vision, "text": self_contained_text(config.text)})
 

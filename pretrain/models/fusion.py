@@ -1,5 +1,7 @@
 """Trunks: how the two modalities meet after each has been encoded alone."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from pretrain.config import FusionConfig
@@ -12,7 +14,7 @@ class TextQueriesImage(nn.Module):
 
     def __init__(self, config: FusionConfig, text_width: int, image_width: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
+        self.blocks: Sequence[CrossBlock] = nn.ModuleList(  # type: ignore[assignment]  # it forgets what it holds
             CrossBlock(text_width, image_width, config.heads, config.dropout, config.norm) for _ in range(config.depth)
         )
         # Pre-norm leaves the residual stream unnormalised at the end; post-norm blocks end with a norm of their own.

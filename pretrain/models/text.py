@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from pretrain.config import TextConfig
 from pretrain.places import locate
-from shards.errors import UserError
+from shards.errors import UserError, nearest
 
 
 class TextEncoder(nn.Module):
@@ -24,6 +24,7 @@ class TextEncoder(nn.Module):
         self.pooling = config.pooling
         self.bert = _create(config, vocabulary)
         self.width: int = self.bert.config.hidden_size
+        self.longest: int = self.bert.config.max_position_embeddings
 
     @property
     def word_embedding_VD(self) -> Tensor:
@@ -40,9 +41,20 @@ class TextEncoder(nn.Module):
 
 
 SHAPE = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act max_position_embeddings "
-    "type_vocab_size layer_norm_eps pad_token_id hidden_dropout_prob attention_probs_dropout_prob"
-).split()
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+"""The fields of a published config.json that decide what the encoder computes."""
 
 
 def self_contained_text(config: TextConfig) -> TextConfig:
@@ -55,18 +67,28 @@ def self_contained_text(config: TextConfig) -> TextConfig:
 
 def _create(config: TextConfig, vocabulary: int) -> BertModel:
     folder = locate("model.text.weights", config.weights) if config.weights else None
+    _check_names(config.options)
     options = _published_options(folder) | config.options if folder else config.options
     try:
         bert_config = BertConfig(**{"vocab_size": vocabulary, **options}, attn_implementation="sdpa")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"`model.text.options` (={config.options}) is refused by BertConfig: {error}") from None
+        model = BertModel(bert_config, add_pooling_layer=False) if folder is None else _from_folder(folder, bert_config)
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"`model.text.options` (={config.options}) is refused by BertModel: {reason}") from None
     if bert_config.vocab_size < vocabulary:
         raise UserError(
             f"`data.tokenizer` has {vocabulary} tokens, but the text encoder's `vocab_size` is {bert_config.vocab_size}"
         )
-    if folder is None:
-        return BertModel(bert_config, add_pooling_layer=False)
-    return _from_folder(folder, bert_config)
+    return model
+
+
+def _check_names(options: dict[str, object]) -> None:
+    """BertConfig keeps any keyword as an attribute, so a misspelt one would change nothing."""
+    known = BertConfig().to_dict()
+    if unknown := [name for name in options if name not in known]:
+        raise UserError(f"`model.text.options.{unknown[0]}` is not a field of BertConfig{nearest(unknown[0], known)}")
 
 
 def _published_options(folder: Path) -> dict[str, object]:
@@ -85,6 +107,8 @@ def _from_folder(folder: Path, bert_config: BertConfig) -> BertModel:
         model, info = BertModel.from_pretrained(
             folder, config=bert_config, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
         )
+    except OSError:
+        raise UserError(f"`model.text.weights` (={folder}) holds no weights") from None
     finally:
         logging.set_verbosity(verbosity)
     if info["missing_keys"]:

@@ -5,9 +5,11 @@ Shapes: B images, H x W pixels, N tokens (prefix tokens included), D width.
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,6 +20,9 @@ from shards.errors import UserError, nearest
 
 class ImageEncoder(nn.Module):
     """uint8 pixels -> tokens and one pooled vector; normalises on the device it runs on."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: VisionConfig, image_size: int) -> None:
         super().__init__()
@@ -44,7 +49,7 @@ def _as_tokens(features: Tensor, width: int) -> Tensor:
     return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
 
-def _create(config: VisionConfig, image_size: int) -> nn.Module:
+def _create(config: VisionConfig, image_size: int) -> Any:
     if not timm.is_model(config.name.split(".")[0]):
         raise UserError(
             f"`model.vision.name` (={config.name}) is not a timm model{nearest(config.name, timm.list_models())}"
@@ -54,9 +59,9 @@ def _create(config: VisionConfig, image_size: int) -> nn.Module:
         options["img_size"] = image_size
     try:
         model = timm.create_model(config.name, pretrained=config.weights == "timm", num_classes=0, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:  # timm has no exception of its own
         raise UserError(f"`model.vision.options` (={config.options}) is refused by {config.name}: {error}") from None
-    if config.weights not in (None, "timm"):
+    if config.weights is not None and config.weights != "timm":
         _load(model, locate("model.vision.weights", config.weights))
     return model
 
@@ -69,7 +74,13 @@ def _takes_image_size(name: str) -> bool:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    device = next(model.parameters()).device
+    try:
+        weights = {name: weight.to(device) for name, weight in load_file(path).items()}
+        # On the meta device there is nothing to copy into, but names and shapes are compared.
+        missing, unexpected = model.load_state_dict(weights, strict=False, assign=device.type == "meta")
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"`model.vision.weights` (={path}) cannot be loaded: {' '.join(str(error).split())}") from None
     unexpected = [name for name in unexpected if not name.startswith(("head.", "fc.", "classifier."))]
     if missing or unexpected:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Image-text matching: is this text of this image? With the negatives that contrast finds hardest (ALBEF, arXiv:2107.07651).
+"""Image-text matching: is this text of this image? (ALBEF, arXiv:2107.07651)
 
 Each pair meets one wrong text and one wrong image from the global batch, drawn with the probability that contrast gives
-them, never from its own group. Left out: three-way and two-caption variants.
+them: mostly hard ones, never from its own group. Left out: three-way and two-caption variants.
 
 Shapes: B pairs on this rank, G pairs of all ranks, L text tokens, D width.
 """

@@ -15,7 +15,7 @@ class Views:
     """One batch seen through one model.
 
     Args:
-        masked: Whether an objective reads `masked_text`; the clean and the masked text then go through the encoder together.
+        masked: Whether an objective reads `masked_text`; both texts then go through the encoder together.
     """
 
     def __init__(self, model: VisionLanguageModel, batch: Batch, masked: bool) -> None:

@@ -99,17 +99,20 @@ def test_a_short_text_has_at_least_one_masked_token():
         assert labels.tolist() == [IGNORE, 9, IGNORE]
 
 
+def counting(calls, name, real):
+    def counted(*args):
+        calls[name] += 1
+        return real(*args)
+
+    return counted
+
+
 def test_the_task_runs_each_forward_once(monkeypatch):
     config = tiny_config()
     task = Task(config.model, config.objectives, VOCABULARY)
     calls: Counter[str] = Counter()
     for name in ("encode_image", "encode_text", "remember", "fuse"):
-
-        def counted(*args, _name=name, _real=getattr(task.model, name)):
-            calls[_name] += 1
-            return _real(*args)
-
-        monkeypatch.setattr(task.model, name, counted)
+        monkeypatch.setattr(task.model, name, counting(calls, name, getattr(task.model, name)))
     task(random_batch(4))
     # Own images and the wrong ones are remembered; matching and masked words fuse once each.
     assert calls == {"encode_image": 1, "encode_text": 1, "remember": 2, "fuse": 2}

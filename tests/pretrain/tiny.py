@@ -1,9 +1,11 @@
 """The smallest model that has every part, and batches for it."""
 
+from pathlib import Path
+
 import torch
 
 from pretrain.batch import Batch
-from pretrain.config import PretrainConfig, parse_config
+from pretrain.config import PretrainConfig, dump_config, parse_config
 from pretrain.data.masking import IGNORE
 
 VOCABULARY = 50
@@ -54,3 +56,11 @@ def random_batch(pairs: int, length: int = 9, seed: int = 0, image_size: int = 3
         group_B=torch.arange(pairs),
         draws_BK=torch.rand(pairs, 4, generator=generator, dtype=torch.float64),
     )
+
+
+def write_tiny(file: Path, shards: Path, tokenizer: Path) -> Path:
+    """`tiny_config` on real inputs, as a file for the command line."""
+    data = {"max_tokens": 32, "global_batch": 8, "shards": str(shards), "tokenizer": str(tokenizer)}
+    run = {"steps": 4, "log_every": 1, "save_every": 1000}
+    file.write_text(dump_config(tiny_config(data=data, run=run)))
+    return file

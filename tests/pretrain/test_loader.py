@@ -1,0 +1,183 @@
+"""Batches are a function of seed and position: not of workers, ranks or epochs gone by."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.batch import Batch
+from pretrain.config import AugmentConfig
+from pretrain.data.loader import Preparation
+from pretrain.data.masking import IGNORE
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.transforms import evaluation_pixels, training_pixels
+from shards.errors import UserError
+from shards.sample import Identity, Sample
+from shards.stream import ShardStream, StreamedSample
+from tests.pretrain.colours import Colours
+
+AUGMENTED = "data.augment={crop_scale: 0.5, color: 0.3, flip: true, erase: 0.5, rotate: 10}"
+
+
+def batches(config, count: int, **how) -> list[Batch]:
+    preparation = Preparation(config, Tokenizer(config.data.tokenizer))
+    given = {"transform": preparation.transform, "collate": preparation.collate, "seed": config.run.seed}
+    return list(ShardStream(config.data.shards, config.data.global_batch, **given, **how).batches(count))
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for field in fields(Batch):
+        assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
+def together(parts: list[Batch]) -> Batch:
+    """The ranks' parts of one batch, padded to the longest text of all."""
+    longest = max(part.token_ids_BL.shape[1] for part in parts)
+    fill = {"masked_labels_BL": IGNORE}
+
+    def joined(name: str) -> torch.Tensor:
+        values = [getattr(part, name) for part in parts]
+        if not name.endswith("_BL"):
+            return torch.cat(values)
+        padded = [torch.nn.functional.pad(v, (0, longest - v.shape[1]), value=fill.get(name, 0)) for v in values]
+        return torch.cat(padded)
+
+    return Batch(**{field.name: joined(field.name) for field in fields(Batch)})
+
+
+def test_workers_change_nothing(configure):
+    config = configure(AUGMENTED)
+    for one, other in zip(batches(config, 10), batches(config, 10, workers=2), strict=True):
+        assert_equal(one, other)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_ranks_parts_are_the_batch(configure, world):
+    config = configure(AUGMENTED)
+    parts = zip(*(batches(config, 10, rank=rank, world=world) for rank in range(world)), strict=True)
+    for whole, split in zip(batches(config, 10), parts, strict=True):
+        assert_equal(whole, together(list(split)))
+
+
+def test_shapes_and_types(configure):
+    (batch,) = batches(configure("data.global_batch=6"), 1)
+    pairs, length = batch.token_ids_BL.shape
+    assert (pairs, len(batch)) == (6, 6)
+    assert batch.pixels_BHWC.shape == (6, 32, 32, 3)
+    assert batch.pixels_BHWC.dtype == torch.uint8
+    assert batch.token_mask_BL.shape == batch.masked_ids_BL.shape == batch.masked_labels_BL.shape == (6, length)
+    assert (batch.token_mask_BL.dtype, batch.group_B.dtype, batch.draws_BK.dtype) == (
+        torch.bool,
+        torch.int64,
+        torch.float64,
+    )
+    assert batch.token_mask_BL.sum(1).max() == length
+    assert ((batch.draws_BK >= 0) & (batch.draws_BK < 1)).all()
+
+
+def test_texts_carry_their_frame_and_hidden_words_their_labels(configure):
+    config = configure()
+    tokenizer = Tokenizer(config.data.tokenizer)
+    (batch,) = batches(config, 1)
+    first, last = (tokenizer._special(token) for token in ("[CLS]", "[SEP]"))
+    assert (batch.token_ids_BL[:, 0] == first).all()
+    for ids, mask in zip(batch.token_ids_BL, batch.token_mask_BL, strict=True):
+        assert ids[mask][-1] == last
+        assert (ids[~mask] == tokenizer.pad_id).all()
+    hidden = batch.masked_labels_BL != IGNORE
+    assert hidden.any(1).all()
+    assert torch.equal(batch.masked_labels_BL[hidden], batch.token_ids_BL[hidden])
+    assert torch.equal(batch.masked_ids_BL[~hidden], batch.token_ids_BL[~hidden])
+
+
+def test_without_masked_words_nothing_is_hidden(configure):
+    (batch,) = batches(configure("objectives.mlm=null"), 1)
+    assert torch.equal(batch.masked_ids_BL, batch.token_ids_BL)
+    assert (batch.masked_labels_BL == IGNORE).all()
+
+
+def test_a_picture_meets_another_of_its_captions_in_another_epoch(configure):
+    """64 scenes in eights: batches 0-7 are one epoch, 8-15 the next. Five captions: one in five repeats by chance."""
+    found = batches(configure(), 16)
+    texts = [
+        {int(g): tuple(ids.tolist()) for b in epoch for g, ids in zip(b.group_B, padded(b), strict=True)}
+        for epoch in (found[:8], found[8:])
+    ]
+    assert texts[0].keys() == texts[1].keys()
+    assert len(texts[0]) == 64
+    changed = sum(texts[0][group] != texts[1][group] for group in texts[0])
+    assert 38 <= changed <= 62  # 51 expected, four standard deviations
+
+
+def padded(batch: Batch) -> torch.Tensor:
+    return torch.nn.functional.pad(batch.token_ids_BL, (0, 40 - batch.token_ids_BL.shape[1]))
+
+
+def test_another_seed_is_another_sequence(configure):
+    one, other = batches(configure(), 1)[0], batches(configure("run.seed=1"), 1)[0]
+    assert not torch.equal(one.group_B, other.group_B)
+
+
+def item(sample: Sample, position: int = 0, index: int = 0) -> StreamedSample:
+    return StreamedSample(Identity("made-up", index), sample, 0, position, 0)
+
+
+def test_pairs_of_a_group_share_a_number_and_others_do_not(configure):
+    colours = Colours()
+    config = configure("data.group_by=colour")
+    preparation = Preparation(config, Tokenizer(config.data.tokenizer))
+    groups = [preparation.transform(item(colours[i % 4], i, i)).group for i in range(8)]
+    assert groups[:4] == groups[4:]
+    assert len(set(groups)) == 4
+    alone = Preparation(configure(), preparation.tokenizer)
+    assert len({alone.transform(item(colours[i % 4], i, i)).group for i in range(8)}) == 8
+
+
+def test_a_group_that_samples_do_not_have_is_refused(configure):
+    config = configure("data.group_by=concept")
+    preparation = Preparation(config, Tokenizer(config.data.tokenizer))
+    with pytest.raises(UserError, match=r"`data\.group_by` \(=concept\) is not in the metadata of sample red"):
+        preparation.transform(item(Colours()[0]))
+
+
+def test_joined_captions_are_all_there_in_changing_order(configure):
+    config = configure("data.captions=join", "data.max_tokens=32")
+    preparation = Preparation(config, Tokenizer(config.data.tokenizer))
+    sample = replace(Colours()[0], captions=("red", "green", "blue", "yellow"))
+    texts = [preparation.transform(item(sample, position)).token_ids_L for position in range(8)]
+    words = preparation.tokenizer.encode("red green blue yellow", 32)
+    assert all(sorted(text) == sorted(words) for text in texts)
+    assert len({tuple(text) for text in texts}) > 1
+
+
+def test_long_texts_are_cut_to_the_length_and_keep_their_end(configure):
+    config = configure()
+    tokenizer = Tokenizer(config.data.tokenizer)
+    ids = tokenizer.encode("red " * 100, 12)
+    assert len(ids) == 12
+    assert ids[-1] == tokenizer._special("[SEP]")
+    assert len(tokenizer.encode("red " * 100, 20)) == 20
+
+
+@pytest.mark.parametrize("content", ["", "{}", "no json"])
+def test_what_is_no_tokenizer_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"is not a tokenizer\.json: ") as caught:
+        Tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"crop_scale": 0.3}, {"flip": True}, {"color": 0.5}, {"erase": 1.0}, {"rotate": 30.0}]
+)
+def test_each_augmentation_changes_pixels_and_only_by_its_generator(corpus, change):
+    sample = ShardStream(corpus.shards, 1).source[0]
+    whole = evaluation_pixels(sample, 32)
+    assert torch.equal(training_pixels(sample, 32, AugmentConfig(), np.random.default_rng(0)), whole)
+    config = AugmentConfig(**change)
+    views = [training_pixels(sample, 32, config, np.random.default_rng(seed)) for seed in range(6)]
+    again = [training_pixels(sample, 32, config, np.random.default_rng(seed)) for seed in range(6)]
+    assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True))
+    assert any(not torch.equal(view, whole) for view in views)
+    assert all(view.shape == (32, 32, 3) and view.dtype == torch.uint8 for view in views)
