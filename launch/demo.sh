@@ -41,7 +41,7 @@ finetune evaluate --ckpt $run/scratch --shards $run/shards/test --out $run/resul
     --name "from scratch, ITC alone" --rerank 0
 
 stage 7/7 "table and report"
-finetune report $run/results.json $run/results-scratch*.json --out $run/report.html \
+finetune report $run/results.json $run/results-scratch.json $run/results-scratch-itc.json --out $run/report.html \
     --runs $run/pretrain --runs $run/finetune --runs $run/scratch
-finetune table $run/results.json $run/results-scratch*.json --only-measured
+finetune table $run/results.json $run/results-scratch.json $run/results-scratch-itc.json --only-measured
 printf '\nDone in %d min %02d s. Open %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$run/report.html"

@@ -20,6 +20,8 @@ from pretrain.optim import build_optimizer, set_lr
 from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what it would find out itself, with a warning in every command
 import deepspeed  # reads the variable above when imported
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
