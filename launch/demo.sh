@@ -35,10 +35,10 @@ stage 6/7 "retrieval on the 500 scenes never trained on"
 finetune evaluate --ckpt $run/finetune --shards $run/shards/test --out $run/results.json --overwrite \
     --name "pretrained + fine-tuned" --trained-on "8,000 scenes"
 finetune evaluate --ckpt $run/scratch --shards $run/shards/test --out $run/results-scratch.json --overwrite \
-    --name "fine-tuned from scratch"
+    --name "fine-tuned from scratch" --trained-on none
 # A matching head that has hardly learned can only spoil the order: from scratch is also measured without it.
 finetune evaluate --ckpt $run/scratch --shards $run/shards/test --out $run/results-scratch-itc.json --overwrite \
-    --name "from scratch, ITC alone" --rerank 0
+    --name "from scratch, ITC alone" --trained-on none --rerank 0
 
 stage 7/7 "table and report"
 finetune report $run/results.json $run/results-scratch.json $run/results-scratch-itc.json --out $run/report.html \
