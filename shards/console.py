@@ -49,7 +49,7 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> NoReturn:
 
 def fail(message: str, status: int) -> NoReturn:
     """Prints `error: message` on stderr and ends the process."""
-    print(f"error: {message}", file=sys.stderr)
+    sys.stderr.write(f"error: {message}\n")  # one write, so that ranks do not cut into each other's lines
     sys.exit(status)
 
 

@@ -1,66 +1,27 @@
 """A generated corpus whose truth is known: coloured, textured, sized objects in spatial relations, with captions.
 
-    (seed, split, i) -> random generator -> Scene -> render (scenes_render) and captions (scenes_text) -> Sample
+    (seed, split, i) -> generator -> Scene (scenes_layout) -> pixels (scenes_render), captions (scenes_text) -> Sample
 
 Nothing is stored: sample i is a pure function of (seed, split, i, size). A scene belongs to the split that the hash of
 its description falls into, so no description is ever in two splits, whatever the seeds and numbers of samples.
 """
 
 import hashlib
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from shards.errors import UserError
 from shards.sample import Identity, Region, Relation, Sample
+from shards.sources.scenes_layout import SHARES, Axis, Scene, Thing, Third
 from shards.sources.scenes_render import COLOURS, SHAPES, TEXTURES, Box, draw_extents, lay_out, render
 from shards.sources.scenes_text import captions
 
 VERSION = 1
 """Raise it when the same (seed, split, i) gives another sample."""
 
-SHARES = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
-"""Of ten description hashes, which belong to a split."""
-
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SIZES = ("small", "large")
-Axis = Literal["row", "column"]
-Third = Literal["", "line", "above", "below", "left", "right"]
-
-
-@dataclass(frozen=True, slots=True)
-class Thing:
-    """One object as captions see it."""
-
-    size: str
-    colour: str
-    texture: str
-    shape: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """Two or three things in order of reading.
-
-    The first two stand side by side (`row`) or one above the other (`column`). `third` is where the third stands:
-    further on in the `line`, or at that side of the other two; empty where there are two.
-    """
-
-    things: tuple[Thing, ...]
-    axis: Axis
-    third: Third
-
-    def description(self) -> str:
-        """Canonical: equal scenes have equal descriptions, and no two scenes share one."""
-        things = ("-".join((t.size, t.colour, t.texture, t.shape)) for t in self.things)
-        return " ".join((self.axis, self.third or "pair", *things))
-
-    def split(self) -> str:
-        bucket = zlib.crc32(self.description().encode()) % 10
-        return next(name for name, buckets in SHARES.items() if bucket in buckets)
 
 
 class ScenesSource:

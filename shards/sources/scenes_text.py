@@ -4,15 +4,13 @@ Texture, size and relations are told by some templates only, as in texts that pe
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from shards.sources.scenes import Scene, Thing
+from shards.sources.scenes_layout import Scene, Thing
 
 CAPTIONS = 5
-Namer = Callable[["Thing"], str]
+Namer = Callable[[Thing], str]
 
 _SYNONYMS = {
     "small": ("little", "tiny"),
@@ -36,36 +34,36 @@ _SIDE = {"above": "above", "below": "below", "left": "to the left of", "right": 
 _COUNTS = {2: "two", 3: "three"}
 
 
-def captions(rng: np.random.Generator, scene: "Scene") -> tuple[str, ...]:
+def captions(rng: np.random.Generator, scene: Scene) -> tuple[str, ...]:
     """Five differently worded texts, lower case, at most thirty words each."""
     templates = rng.permutation(len(_TEMPLATES))[:CAPTIONS]
     return tuple(_TEMPLATES[template](rng, scene) for template in templates)
 
 
-def _full_location(rng: np.random.Generator, scene: "Scene") -> str:
+def _full_location(rng: np.random.Generator, scene: Scene) -> str:
     return _located(scene, lambda thing: _article(_full(thing)))
 
 
-def _short_location(rng: np.random.Generator, scene: "Scene") -> str:
+def _short_location(rng: np.random.Generator, scene: Scene) -> str:
     return _located(scene, lambda thing: _article(_short(thing)), verb="is")
 
 
-def _inverse_location(rng: np.random.Generator, scene: "Scene") -> str:
+def _inverse_location(rng: np.random.Generator, scene: Scene) -> str:
     """The same fact told from the other end."""
     return _located(scene, lambda thing: _article(_textured(thing)), verb="is", inverse=True)
 
 
-def _synonym_location(rng: np.random.Generator, scene: "Scene") -> str:
+def _synonym_location(rng: np.random.Generator, scene: Scene) -> str:
     verb = ("sits", "stands", "lies", "is placed")[rng.integers(4)]
     return _located(scene, lambda thing: _article(_synonymous(rng, thing)), verb=verb)
 
 
-def _tags(rng: np.random.Generator, scene: "Scene") -> str:
+def _tags(rng: np.random.Generator, scene: Scene) -> str:
     name = (_short, _textured, _full)[rng.integers(3)]
     return ", ".join(name(scene.things[i]) for i in rng.permutation(len(scene.things)))
 
 
-def _count(rng: np.random.Generator, scene: "Scene") -> str:
+def _count(rng: np.random.Generator, scene: Scene) -> str:
     count = _COUNTS[len(scene.things)]
     shapes = {thing.shape for thing in scene.things}
     if len(shapes) == 1:
@@ -74,12 +72,12 @@ def _count(rng: np.random.Generator, scene: "Scene") -> str:
     return f"there are {count} {noun}: {_list([_article(_short(thing)) for thing in scene.things])}"
 
 
-def _attributes(rng: np.random.Generator, scene: "Scene") -> str:
+def _attributes(rng: np.random.Generator, scene: Scene) -> str:
     clauses = [f"the {_short(thing)} is {thing.size} and {thing.texture}" for thing in scene.things]
     return _list([clauses[i] for i in rng.permutation(len(clauses))])
 
 
-def _picture(rng: np.random.Generator, scene: "Scene") -> str:
+def _picture(rng: np.random.Generator, scene: Scene) -> str:
     opening = ("a picture of", "an image with", "a drawing of")[rng.integers(3)]
     return f"{opening} {_list([_article(_textured(thing)) for thing in scene.things])}"
 
@@ -96,7 +94,7 @@ _TEMPLATES = (
 )
 
 
-def _located(scene: "Scene", name: Namer, verb: str = "", inverse: bool = False) -> str:
+def _located(scene: Scene, name: Namer, verb: str = "", inverse: bool = False) -> str:
     """Names all things and where they are; `inverse` starts from the last."""
     names = [name(thing) for thing in scene.things]
     verb = f" {verb}" if verb else ""
@@ -110,21 +108,21 @@ def _located(scene: "Scene", name: Namer, verb: str = "", inverse: bool = False)
     return f"{names[2]}{verb} {side} {names[0]} and {names[1]}" if inverse else f"{pair}, with {names[2]} {side} them"
 
 
-def _short(thing: "Thing") -> str:
+def _short(thing: Thing) -> str:
     return f"{thing.colour} {thing.shape}"
 
 
-def _textured(thing: "Thing") -> str:
+def _textured(thing: Thing) -> str:
     return _short(thing) if thing.texture == "solid" else f"{thing.texture} {_short(thing)}"
 
 
-def _full(thing: "Thing") -> str:
+def _full(thing: Thing) -> str:
     if thing.texture == "solid":
         return f"{thing.size} solid {_short(thing)}"
     return f"{thing.size} {thing.colour} {thing.texture} {thing.shape}"
 
 
-def _synonymous(rng: np.random.Generator, thing: "Thing") -> str:
+def _synonymous(rng: np.random.Generator, thing: Thing) -> str:
     colour, shape = _synonym(rng, thing.colour), _synonym(rng, thing.shape)
     return f"{_synonym(rng, thing.size)} {_TEXTURE_SYNONYMS[thing.texture].format(f'{colour} {shape}')}"
 

@@ -8,7 +8,8 @@ import pytest
 
 from shards.decode import decode_image
 from shards.errors import UserError
-from shards.sources.scenes import SHARES, ScenesSource
+from shards.sources.scenes import ScenesSource
+from shards.sources.scenes_layout import SHARES
 from shards.sources.scenes_render import COLOURS, SHAPES
 
 
