@@ -46,7 +46,7 @@ def test_each_objective_reaches_its_floor(configure, tmp_path, objective, start,
     fit(configure(*LEARNS, f"objectives={{{objective}: {{}}}}"), Colours())
     losses = [line[f"loss/{objective}"] for line in logged(tmp_path / "run")]
     assert losses[0] > floor + 0.15 * (start - floor)
-    # Measured: at most 0.02 above the floor.
+    # Measured: at most 0.03 above the floor.
     assert losses[-1] == pytest.approx(floor, abs=0.1)
 
 
