@@ -31,17 +31,17 @@ stage 5/7 "the same fine-tuning from scratch"
 finetune retrieval --ckpt $run/untrained --shards $run/shards/train --config configs/finetune/demo.yaml \
     --out $run/scratch --overwrite
 
-stage 6/7 "retrieval on the 500 scenes never trained on"
-finetune evaluate --ckpt $run/finetune --shards $run/shards/test --out $run/results.json --overwrite \
-    --name "pretrained + fine-tuned" --trained-on "8,000 scenes"
-finetune evaluate --ckpt $run/scratch --shards $run/shards/test --out $run/results-scratch.json --overwrite \
-    --name "fine-tuned from scratch" --trained-on none
-# A matching head that has hardly learned can only spoil the order: from scratch is also measured without it.
-finetune evaluate --ckpt $run/scratch --shards $run/shards/test --out $run/results-scratch-itc.json --overwrite \
-    --name "from scratch, ITC alone" --trained-on none --rerank 0
+stage 6/7 "retrieval on the 500 scenes never trained on, with and without re-ranking by the matching head"
+measure() { # run folder, row, results file, further options
+    finetune evaluate --ckpt "$run/$1" --shards $run/shards/test --name "$2" --out "$run/$3" --overwrite "${@:4}"
+}
+measure finetune "pretrained + fine-tuned" results.json --trained-on "8,000 scenes"
+measure finetune "the same, ITC alone" results-itc.json --trained-on "8,000 scenes" --rerank 0
+measure scratch "fine-tuned from scratch" results-scratch.json
+measure scratch "the same, ITC alone" results-scratch-itc.json --rerank 0
 
 stage 7/7 "table and report"
-finetune report $run/results.json $run/results-scratch.json $run/results-scratch-itc.json --out $run/report.html \
-    --runs $run/pretrain --runs $run/finetune --runs $run/scratch
-finetune table $run/results.json $run/results-scratch.json $run/results-scratch-itc.json --only-measured
+rows=("$run"/results.json "$run"/results-itc.json "$run"/results-scratch.json "$run"/results-scratch-itc.json)
+finetune report "${rows[@]}" --out $run/report.html --runs $run/pretrain --runs $run/finetune --runs $run/scratch
+finetune table "${rows[@]}" --only-measured
 printf '\nDone in %d min %02d s. Open %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$run/report.html"
