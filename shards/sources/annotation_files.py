@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def read_json_form(path: Path, reader: str, needed: str) -> Any:
     return content
 
 
-def read_text_form(path: Path, reader: str, needed: str) -> list[tuple[int, str]]:
+def read_text_form(path: Path, reader: str, needed: str) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers, of the text file of `shards build READER`.
 
     Raises:
@@ -52,14 +53,16 @@ def read_text_form(path: Path, reader: str, needed: str) -> list[tuple[int, str]
     return read_lines("annotations", path)
 
 
-def read_lines(option: str, path: Path) -> list[tuple[int, str]]:
+def read_lines(option: str, path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank with their numbers from 1. Only a line feed ends a line: captions hold the rest."""
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"`{option}` (={path}) must be UTF-8, but byte {error.start} is not") from None
-    lines = ((number, line.rstrip("\r")) for number, line in enumerate(content.split("\n"), 1))
-    return [(number, line) for number, line in lines if line.strip()]
+    with path.open("rb") as file:
+        for number, content in enumerate(file, 1):
+            try:
+                line = content.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise UserError(f"`{option}` (={path}) must be UTF-8, but line {number} is not") from None
+            if line.strip():
+                yield number, line
 
 
 def read_json(path: Path, option: str = "annotations") -> Any:
@@ -78,7 +81,8 @@ def require_file(option: str, path: Path) -> None:
 
 def form_of(path: Path) -> str | None:
     """Which `shards build` reads the file, by its content; None where its form is unknown."""
-    if form := text_form(path):
+    form = text_form(path)
+    if form or not _head(path).lstrip().startswith((b"{", b"[")):
         return form
     try:
         return json_form(json.loads(path.read_bytes()))
@@ -100,8 +104,7 @@ def json_form(content: Any) -> str | None:
 
 def text_form(path: Path) -> str | None:
     """The same for what is not JSON, by the first line."""
-    with path.open("rb") as file:
-        head = file.read(HEAD)
+    head = _head(path)
     if path.suffix.lower() == ".csv" or head.startswith(b"PAR1"):
         return "folder"
     line = head.decode("utf-8-sig", "replace").lstrip("\r\n").split("\n")[0].rstrip("\r")
@@ -119,6 +122,11 @@ def another_form(option: str, path: Path, form: str | None, needed: str) -> User
 def bad_entry(path: Path, place: str, needed: str) -> UserError:
     """The error for a file of the right form with an entry of another."""
     return UserError(f"`annotations` (={path}) has {place} of another form; this needs {needed}")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD)
 
 
 def _has(entry: Any, *fields: str) -> bool:

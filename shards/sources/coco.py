@@ -15,12 +15,13 @@ from shards.errors import UserError
 from shards.sources.annotation_files import bad_entry, read_json_form
 from shards.sources.image_files import ImageFileSource, Record, captions_of, file_below, image_folder
 
+Id = int | str
 _NEEDED = (
     'an official COCO captions file: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "id", "caption"}]}'
 )
-_FIELDS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"image_id": int, "id": int, "caption": str},
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": (int, str), "file_name": (str,)},
+    "annotations": {"image_id": (int, str), "id": (int, str), "caption": (str,)},
 }
 
 
@@ -47,7 +48,7 @@ def _records(path: Path, images: Path) -> list[Record]:
     content = read_json_form(path, CocoSource.name, _NEEDED)
     for part, fields in _FIELDS.items():
         _check_entries(path, part, content[part], fields)
-    captions: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    captions: dict[Id, list[tuple[Id, str]]] = defaultdict(list)
     for entry in content["annotations"]:
         if entry["caption"].strip():
             captions[entry["image_id"]].append((entry["id"], entry["caption"]))
@@ -56,19 +57,19 @@ def _records(path: Path, images: Path) -> list[Record]:
         raise UserError(f"`annotations` (={path}) must give each image an `id` of its own")
     orphans = [image_id for image_id in captions if image_id not in ids]
     if orphans:
-        raise UserError(f"`annotations` (={path}) has a caption of image_id {orphans[0]}, which `images` must list")
+        raise UserError(f"`annotations` (={path}) has a caption of image_id {orphans[0]!r}, which `images` must list")
     return [_record(images, entry, captions[entry["id"]]) for entry in content["images"]]
 
 
-def _check_entries(path: Path, part: str, entries: Any, fields: dict[str, type]) -> None:
+def _check_entries(path: Path, part: str, entries: Any, fields: dict[str, tuple[type, ...]]) -> None:
     if not isinstance(entries, list):
         raise bad_entry(path, f"`{part}`", _NEEDED)
     for i, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in fields.items()):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kinds) for name, kinds in fields.items()):
             raise bad_entry(path, f"an entry ({part}[{i}])", _NEEDED)
 
 
-def _record(images: Path, entry: dict[str, Any], captions: list[tuple[int, str]]) -> Record:
+def _record(images: Path, entry: dict[str, Any], captions: list[tuple[Id, str]]) -> Record:
     file = file_below(images, entry["file_name"])
     metadata = {"cocoid": entry["id"], "sentids": [sentid for sentid, _ in captions]}
     return Record(file, captions_of(file, (text for _, text in captions)), metadata)

@@ -25,6 +25,9 @@ from shards.sources.image_files import ImageFileSource, Record, captions_of, fil
 _NEEDED = "a Conceptual Captions table: lines of CAPTION<TAB>URL or URL<TAB>CAPTION"
 _NEEDED_MAP = "lines of URL<TAB>FILE or JSON {URL: FILE}"
 
+Row = tuple[str, str, str]
+"""Caption, address, file."""
+
 
 class ConceptualCaptionsSource(ImageFileSource):
     """The rows of one table whose image the map names and the folder holds. Images are read when asked for.
@@ -45,20 +48,28 @@ class ConceptualCaptionsSource(ImageFileSource):
 
     def __init__(self, annotations: Path, images: Path, url_map: Path) -> None:
         folder = image_folder(images)
-        rows = list(_rows(Path(annotations)))
-        local = _local_rows(rows, folder, _read_map(Path(url_map), folder))
-        self.skipped = len(rows) - len(local)
+        lines = read_text_form(Path(annotations), self.name, _NEEDED)
+        files = _read_map(Path(url_map), folder)
+        total, named = _named_rows(Path(annotations), lines, files)
+        local = _local_rows(named, folder)
+        self.skipped = total - len(local)
         if not local:
-            raise UserError(f"`map` (={url_map}) must lead to an image below `images` for some of {len(rows)} rows")
+            raise UserError(f"`map` (={url_map}) must lead to an image below `images` for some of {total} rows")
         super().__init__(images, _records(local))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in read_text_form(path, ConceptualCaptionsSource.name, _NEEDED):
+def _named_rows(path: Path, lines: Iterator[tuple[int, str]], files: dict[str, str]) -> tuple[int, list[Row]]:
+    """The number of all rows, and those that the map gives a file. The others, most of a large table, are not held."""
+    total, named = 0, []
+    for number, line in lines:
         match = URL_LINE.fullmatch(line) or URL_FIRST_LINE.fullmatch(line)
         if not match:
             raise bad_entry(path, f"a line ({number})", _NEEDED)
-        yield match["caption"], match["url"].strip()
+        total += 1
+        url = match["url"].strip()
+        if url in files:
+            named.append((match["caption"], url, files[url]))
+    return total, named
 
 
 def _read_map(path: Path, images: Path) -> dict[str, str]:
@@ -80,14 +91,12 @@ def _read_map(path: Path, images: Path) -> dict[str, str]:
     return files
 
 
-def _local_rows(rows: list[tuple[str, str]], images: Path, files: dict[str, str]) -> list[tuple[str, str, str]]:
-    """(caption, url, file) of the rows whose file is there."""
-    named = [(caption, url, files[url]) for caption, url in rows if url in files]
-    sizes = file_sizes(images, [file for _, _, file in named])
-    return [row for row, size in zip(named, sizes, strict=True) if size is not None]
+def _local_rows(rows: list[Row], images: Path) -> list[Row]:
+    sizes = file_sizes(images, [file for _, _, file in rows])
+    return [row for row, size in zip(rows, sizes, strict=True) if size is not None]
 
 
-def _records(rows: list[tuple[str, str, str]]) -> list[Record]:
+def _records(rows: list[Row]) -> list[Record]:
     captions: dict[str, list[str]] = {}
     urls: dict[str, str] = {}
     for caption, url, file in rows:

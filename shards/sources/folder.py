@@ -107,9 +107,10 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, .
 
 
 def _text_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    """Strict, since a lone quotation mark would else take the rows after it for its caption."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()])
+            rows = csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
             _check_columns(path, columns, list(rows.fieldnames or []))
             for row in rows:
                 if None in row:
@@ -118,7 +119,7 @@ def _text_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]
     except UnicodeDecodeError:
         raise UserError(f"`table` (={path}) must be UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"`table` (={path}) cannot be read: {error}") from None
+        raise UserError(f"`table` (={path}) cannot be read after line {rows.line_num}: {error}") from None
 
 
 def _check_columns(path: Path, columns: tuple[str, ...], known: list[str]) -> None:

@@ -51,6 +51,16 @@ def test_fingerprint_follows_captions_and_file_sizes(annotations: Path, image_fi
         second[1]
 
 
+def test_ids_may_be_text_but_text_is_no_number(tmp_path: Path, image_files: Path) -> None:
+    path = tmp_path / "captions.json"
+    image, caption = {"id": "a7", "file_name": "0.png"}, {"image_id": "a7", "id": "c1", "caption": "A."}
+    path.write_text(json.dumps({"images": [image], "annotations": [caption]}))
+    assert CocoSource(path, image_files)[0].metadata == {"cocoid": "a7", "sentids": ["c1"], "file": "0.png"}
+    path.write_text(json.dumps({"images": [{**image, "id": 7}], "annotations": [{**caption, "image_id": "7"}]}))
+    with pytest.raises(UserError, match="has a caption of image_id '7', which `images` must list"):
+        CocoSource(path, image_files)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -62,7 +72,7 @@ def test_fingerprint_follows_captions_and_file_sizes(annotations: Path, image_fi
             {"annotations": [{"image_id": 7, "id": 1, "bbox": []}]},
             "has an entry (annotations[0]) of another form; this",
         ),
-        ({"images": [{"id": "7", "file_name": "0.png"}]}, "has an entry (images[0]) of another form; this needs"),
+        ({"images": [{"id": None, "file_name": "0.png"}]}, "has an entry (images[0]) of another form; this needs"),
         ({"images": {}}, "has `images` of another form; this needs an official COCO captions file"),
         ({"images": [{"id": 7, "file_name": "../1.png"}]}, "image `../1.png` must be a path below `images` (="),
         ({"images": [*CONTENT["images"], {"id": 8, "file_name": "0.png"}]}, "image `0.png` must be named once in the"),

@@ -12,7 +12,9 @@ TABLE = "a\thttp://x/a\nb\thttp://x/b\nsame as a\thttp://y/a\nunknown\thttp://x/
 FILES = {"http://x/a": "0.png", "http://x/b": "more/1.png", "http://y/a": "0.png", "http://x/l": "lost.png"}
 
 
-def make(folder: Path, images: Path, table: str = TABLE, files: str = json.dumps(FILES), suffix: str = ".json"):
+def make(
+    folder: Path, images: Path, table: str = TABLE, files: str = json.dumps(FILES), suffix: str = ".json"
+) -> ConceptualCaptionsSource:
     (folder / "cc.tsv").write_text(table)
     (folder / f"map{suffix}").write_text(files)
     return ConceptualCaptionsSource(folder / "cc.tsv", images, folder / f"map{suffix}")

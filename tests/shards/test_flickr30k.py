@@ -39,5 +39,5 @@ def test_faults_are_named(line: str, message: str, image_files: Path, tmp_path: 
 
 def test_other_encodings_are_refused(image_files: Path, tmp_path: Path) -> None:
     (tmp_path / "results.token").write_bytes(b"0.png#0\tA caf\xe9 .\n")
-    with pytest.raises(UserError, match=r"must be UTF-8, but byte 13 is not$"):
+    with pytest.raises(UserError, match=r"must be UTF-8, but line 1 is not$"):
         Flickr30kSource(tmp_path / "results.token", image_files)

@@ -75,6 +75,8 @@ def test_tables_agree(suffix: str, image_files: Path, tmp_path: Path) -> None:
         ),
         ("t.csv", "image,caption\n0.png\n", "row 1 of `table` (="),
         ("t.csv", "image,caption\n0.png,a,b\n", "line 2 of `table` (="),
+        ("t.tsv", 'image\tcaption\n0.png\t"a\n1.png\tsay "b"\n', "cannot be read after line 1: "),
+        ("t.tsv", 'image\tcaption\n0.png\t"a\n1.png\tb\n', "cannot be read after line 1: unexpected end of data"),
         ("t.csv", "image,caption\n9.png,a\n", "lacks 1 of 1 images, the first is 9.png"),
         ("t.csv", "image,caption\n0.png,\n", "image `0.png` must have at least one caption"),
         ("t.csv", b"image,caption\n0.png,caf\xe9\n", "must be UTF-8"),
