@@ -80,6 +80,120 @@ def build_karpathy(
     _build(source, {"split": split}, out, samples_per_shard, _existing(resume, overwrite), as_json)
 
 
+@build.command("coco")
+def build_coco(
+    annotations: Annotated[Path, typer.Option(help="Official COCO captions JSON.")],
+    images: Annotated[Path, typer.Option(help="Folder that `file_name` starts from.")],
+    out: Out,
+    samples_per_shard: PerShard = 1000,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """COCO captions as published: one `captions_*.json` and its folder of images.
+
+    \b
+    Example:
+      shards build coco --annotations captions_train2014.json --images coco/train2014 --out data/coco-train
+    """
+    from shards.sources.coco import CocoSource
+
+    _build(CocoSource(annotations, images), {}, out, samples_per_shard, _existing(resume, overwrite), as_json)
+
+
+@build.command("albef")
+def build_albef(
+    annotations: Annotated[Path, typer.Option(help="ALBEF-form JSON list.")],
+    images: Annotated[Path, typer.Option(help="Folder that `image` starts from.")],
+    out: Out,
+    samples_per_shard: PerShard = 1000,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """A JSON list of image and caption, as ALBEF and BLIP read it.
+
+    \b
+    Example:
+      shards build albef --annotations vg_train.json --images vg --out data/vg
+    """
+    from shards.sources.albef import AlbefSource
+
+    _build(AlbefSource(annotations, images), {}, out, samples_per_shard, _existing(resume, overwrite), as_json)
+
+
+@build.command("flickr30k")
+def build_flickr30k(
+    annotations: Annotated[Path, typer.Option(help="The `.token` file.")],
+    images: Annotated[Path, typer.Option(help="Folder of the images.")],
+    out: Out,
+    samples_per_shard: PerShard = 1000,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Flickr30K as published: one `.token` file and its folder of images, all splits together.
+
+    \b
+    Example:
+      shards build flickr30k --annotations results_20130124.token --images flickr30k-images --out data/flickr30k
+    """
+    from shards.sources.flickr30k import Flickr30kSource
+
+    _build(Flickr30kSource(annotations, images), {}, out, samples_per_shard, _existing(resume, overwrite), as_json)
+
+
+@build.command("conceptual-captions")
+def build_conceptual_captions(
+    annotations: Annotated[Path, typer.Option(help="Table of caption and URL.")],
+    images: Annotated[Path, typer.Option(help="Folder that the files of the map start from.")],
+    url_map: Annotated[Path, typer.Option("--map", help="URL to file: lines with a tab between, or a JSON object.")],
+    out: Out,
+    samples_per_shard: PerShard = 1000,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Conceptual Captions with images that are already here. Rows without one are skipped and counted.
+
+    \b
+    Example:
+      shards build conceptual-captions --annotations cc3m.tsv --images cc3m --map files.tsv --out data/cc3m
+    """
+    from shards.sources.conceptual_captions import ConceptualCaptionsSource
+
+    source = ConceptualCaptionsSource(annotations, images, url_map)
+    settings = {"skipped": source.skipped}
+    _build(source, settings, out, samples_per_shard, _existing(resume, overwrite), as_json, source.skipped)
+
+
+@build.command("folder")
+def build_folder(
+    images: Annotated[Path, typer.Option(help="Folder of the images, nested or not.")],
+    out: Out,
+    table: Annotated[Path | None, typer.Option(help="CSV, TSV or parquet; else a .txt beside each image.")] = None,
+    image_column: Annotated[str, typer.Option(help="Column of the path below the folder.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of the text.")] = "caption",
+    samples_per_shard: PerShard = 1000,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Images of one's own, with a .txt beside each (one caption per line) or a table of captions.
+
+    \b
+    Example:
+      shards build folder --images birds --table birds.csv --caption-column text --out data/birds
+    """
+    from shards.sources.folder import FolderSource, TableSource
+
+    if not table and (image_column, caption_column) != ("image", "caption"):
+        raise UserError("`--image-column` and `--caption-column` need `--table`")
+    source = TableSource(table, images, image_column, caption_column) if table else FolderSource(images)
+    settings = {"image_column": image_column, "caption_column": caption_column} if table else {}
+    _build(source, settings, out, samples_per_shard, _existing(resume, overwrite), as_json)
+
+
 @app.command("verify")
 def verify_command(
     folder: Annotated[Path, typer.Argument(help="A folder that `shards build` finished.")], as_json: Json = False
@@ -132,7 +246,13 @@ def _existing(resume: bool, overwrite: bool) -> "Existing":
 
 
 def _build(
-    source: "Source", settings: dict[str, Any], out: Path, per_shard: int, existing: "Existing", as_json: bool
+    source: "Source",
+    settings: dict[str, Any],
+    out: Path,
+    per_shard: int,
+    existing: "Existing",
+    as_json: bool,
+    skipped: int = 0,
 ) -> None:
     from shards.write import build_shards
 
@@ -146,8 +266,10 @@ def _build(
         "samples": manifest.samples,
         "bytes": manifest.bytes,
         "digest": manifest.digest,
+        "skipped": skipped,
     }
     line = f"{out}: {len(manifest.shards)} shards, {manifest.samples} samples, {manifest.bytes:,} bytes"
+    line += f"; {skipped} rows skipped, as their image is not here" if skipped else ""
     _print(as_json, lambda: summary, [line])
 
 

@@ -88,6 +88,16 @@ def karpathy_files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
+def image_files(tmp_path: Path) -> Path:
+    """A folder of images for annotations to name: `0.png`, `1.png` and, below `more`, another `1.png`."""
+    images = tmp_path / "images"
+    (images / "more").mkdir(parents=True)
+    for i, name in enumerate(("0.png", "1.png", "more/1.png")):
+        (images / name).write_bytes(png(i))
+    return images
+
+
+@pytest.fixture
 def test_data() -> Path:
     """Real annotation files and images, where the environment has them."""
     if "DUOSTREAM_TEST_DATA" not in os.environ:

@@ -51,6 +51,48 @@ def test_build_karpathy(shards: Call, karpathy_files: tuple[Path, Path], tmp_pat
     assert shards("verify", tmp_path / "set")[0] == 0
 
 
+SOURCE_FILES = {
+    "coco": (
+        "captions.json",
+        '{"images": [{"id": 1, "file_name": "0.png"}, {"id": 2, "file_name": "1.png"}], '
+        '"annotations": [{"image_id": 2, "id": 3, "caption": "b"}, {"image_id": 1, "id": 4, "caption": "a"}]}',
+    ),
+    "albef": ("list.json", '[{"image": "0.png", "caption": "a"}, {"image": "1.png", "caption": ["b"]}]'),
+    "flickr30k": ("results.token", "0.png#0\ta\n1.png#0\tb\n"),
+    "conceptual-captions": ("cc.tsv", "a\thttp://x/a\nb\thttp://x/b\nc\thttp://x/c\n"),
+}
+
+
+@pytest.mark.parametrize("name", SOURCE_FILES)
+def test_build_from_published_forms(name: str, shards: Call, image_files: Path, tmp_path: Path) -> None:
+    file, content = SOURCE_FILES[name]
+    (tmp_path / file).write_text(content)
+    arguments = ["build", name, "--annotations", tmp_path / file, "--images", image_files, "--out", tmp_path / "set"]
+    if name == "conceptual-captions":
+        (tmp_path / "map.tsv").write_text("http://x/a\t0.png\nhttp://x/b\t1.png\n")
+        arguments += ["--map", tmp_path / "map.tsv"]
+    status, text, _ = shards(*arguments, "--json")
+    counts = {"samples": 2, "skipped": int(name == "conceptual-captions")}
+    assert status == 0
+    assert json.loads(text).items() >= counts.items()
+    text = shards(*arguments, "--overwrite")[1]
+    assert text.endswith("; 1 rows skipped, as their image is not here\n") == bool(counts["skipped"])
+    assert shards("verify", tmp_path / "set")[0] == 0
+
+
+def test_build_folder(shards: Call, image_files: Path, tmp_path: Path) -> None:
+    for name in ("0", "1", "more/1"):
+        (image_files / f"{name}.txt").write_text(f"text of {name}\n")
+    (tmp_path / "table.csv").write_text("file,text\n0.png,a\n")
+    arguments = ("build", "folder", "--images", image_files, "--out")
+    assert json.loads(shards(*arguments, tmp_path / "beside", "--json")[1])["samples"] == 3
+    columns = ("--image-column", "file", "--caption-column", "text")
+    text = shards(*arguments, tmp_path / "table", "--table", tmp_path / "table.csv", *columns, "--json")[1]
+    assert json.loads(text)["samples"] == 1
+    status, _, error = shards(*arguments, tmp_path / "none", *columns)
+    assert (status, error) == (2, "error: `--image-column` and `--caption-column` need `--table`\n")
+
+
 def test_verify_exits_1_where_damaged(shards: Call, shard_folder: Path) -> None:
     (shard_folder / "shard-000001.tar").unlink()
     status, text, _ = shards("verify", shard_folder)
@@ -84,7 +126,8 @@ def test_bad_input_is_one_sentence_before_any_file(
 
 
 def test_every_help_has_an_example(shards: Call) -> None:
-    for command in (("build", "scenes"), ("build", "karpathy"), ("verify",), ("tokenizer",)):
+    sources = ("scenes", "karpathy", "coco", "albef", "flickr30k", "conceptual-captions", "folder")
+    for command in (*(("build", source) for source in sources), ("verify",), ("tokenizer",)):
         status, text, _ = shards(*command, "--help")
         assert status == 0
         assert f"Example:\n    shards {' '.join(command)} " in text
