@@ -29,7 +29,7 @@ def replace_atomically(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _fsync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _cannot_write(path.parent, error) from error
@@ -76,8 +76,9 @@ def _cannot_write(folder: Path, error: OSError) -> UserError:
     return UserError(f"`out` (={folder}) cannot be written: {(error.strerror or str(error)).lower()}{advice}")
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Puts a file, or the entries of a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

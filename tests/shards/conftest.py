@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,11 +94,3 @@ def image_files(tmp_path: Path) -> Path:
     for i, name in enumerate(("0.png", "1.png", "more/1.png")):
         (images / name).write_bytes(png(i))
     return images
-
-
-@pytest.fixture
-def test_data() -> Path:
-    """Real annotation files and images, where the environment has them."""
-    if "DUOSTREAM_TEST_DATA" not in os.environ:
-        pytest.skip("DUOSTREAM_TEST_DATA is unset")
-    return Path(os.environ["DUOSTREAM_TEST_DATA"])
