@@ -36,9 +36,9 @@ measure() { # run folder, row, results file, further options
     finetune evaluate --ckpt "$run/$1" --shards $run/shards/test --name "$2" --out "$run/$3" --overwrite "${@:4}"
 }
 measure finetune "pretrained + fine-tuned" results.json --trained-on "8,000 scenes"
-measure finetune "the same, ITC alone" results-itc.json --trained-on "8,000 scenes" --rerank 0
+measure finetune "pretrained, ITC alone" results-itc.json --trained-on "8,000 scenes" --rerank 0
 measure scratch "fine-tuned from scratch" results-scratch.json
-measure scratch "the same, ITC alone" results-scratch-itc.json --rerank 0
+measure scratch "from scratch, ITC alone" results-scratch-itc.json --rerank 0
 
 stage 7/7 "table and report"
 rows=("$run"/results.json "$run"/results-itc.json "$run"/results-scratch.json "$run"/results-scratch-itc.json)
