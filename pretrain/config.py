@@ -152,6 +152,7 @@ HOMES = {
     "gradient_accumulation_steps": "data.global_batch",
     "gradient_clipping": "optim.clip",
     "bf16": "engine.precision",
+    "torch_autocast": "engine.precision",
     "optimizer": "optim",
     "scheduler": "optim.schedule",
 }
@@ -159,7 +160,11 @@ HOMES = {
 
 
 class EngineConfig(Section):
-    """How DeepSpeed runs the step; `deepspeed` is merged into its configuration, for keys this file does not name."""
+    """How DeepSpeed runs the step.
+
+    `precision` `bf16` is autocast: layers multiply in bfloat16, weights, gradients and optimizer stay float32. `deepspeed`
+    is merged into DeepSpeed's configuration, for keys this file does not name.
+    """
 
     zero: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16"] = "fp32"

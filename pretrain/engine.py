@@ -118,7 +118,7 @@ def deepspeed_config(config: PretrainConfig, world: int) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip,
         "zero_optimization": {"stage": config.engine.zero},
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.engine.precision == "bf16"},
+        "torch_autocast": {"enabled": config.engine.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
     }
     return merge(derived, config.engine.deepspeed)
