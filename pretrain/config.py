@@ -162,8 +162,8 @@ HOMES = {
 class EngineConfig(Section):
     """How DeepSpeed runs the step.
 
-    `precision` `bf16` is autocast: layers multiply in bfloat16, weights, gradients and optimizer stay float32. `deepspeed`
-    is merged into DeepSpeed's configuration, for keys this file does not name.
+    `precision` `bf16` is autocast: layers multiply in bfloat16; weights, gradients and optimizer stay float32.
+    `deepspeed` is merged into DeepSpeed's configuration, for keys this file does not name.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
