@@ -4,8 +4,10 @@ Works under `deepspeed`, torchrun, Slurm variables set by either, or no launcher
 """
 
 import logging
+import math
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,21 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 TRAINER_TAG = "engine"
 
 
-class NonFiniteLoss(Stopped):
-    """A loss became NaN or infinite; the optimizer has not moved."""
+class NonFinite(Stopped):
+    """A loss or the gradient became NaN or infinite; the optimizer has not moved."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step tells, the same on every rank.
+
+    Attributes:
+        losses: Of the global batch.
+        stop: Any rank was asked to stop.
+    """
+
+    losses: dict[str, float]
+    stop: bool
 
 
 def world_from_environment() -> int:
@@ -74,22 +89,36 @@ class Engine:
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
         )
         self.zero = config.engine.zero
-        self._stepped = optimizer
+        self._optimizer = optimizer
 
-    def step(self, batch: Batch, lr: float) -> dict[str, float]:
-        """One optimizer step at learning rate `lr`; returns the global batch's losses.
+    def step(self, batch: Batch, lr: float, stop: bool = False) -> Stepped:
+        """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
 
         Raises:
-            NonFiniteLoss: on all ranks alike, before the optimizer moves.
+            NonFinite: on all ranks alike, before the optimizer moves. Under fp16, which finds its loss scale by
+                skipping steps, a gradient that is not finite is no fault.
         """
         losses = self._engine(batch)
-        reported = _mean_over_ranks(losses)
-        if sick := [name for name, value in reported.items() if not abs(value) < float("inf")]:
-            raise NonFiniteLoss(f"the loss `{sick[-1]}` is {reported[sick[-1]]}; the optimizer has not moved")
+        stepped = _over_ranks(losses, stop)
+        if sick := [name for name, value in stepped.losses.items() if not math.isfinite(value)]:
+            raise NonFinite(f"the loss `{sick[-1]}` is {stepped.losses[sick[-1]]}; the optimizer has not moved")
         self._engine.backward(losses["loss"])
         set_lr(self._engine.optimizer, lr)
+        if not self._move():
+            raise NonFinite("the gradient is not finite; the optimizer has not moved")
+        return stepped
+
+    def _move(self) -> bool:
+        """Takes the step unless the reduced gradient, which decides alike on all ranks, is not finite.
+
+        DeepSpeed's own optimizers look at its norm and skip the step with no more than a warning. The plain optimizer
+        of ZeRO 0 in fp32 would take it; there each rank holds the whole reduced gradient, so no collective is needed.
+        """
+        if self._engine.optimizer is self._optimizer and not _finite_gradient(self._engine.module):
+            self._engine.zero_grad()
+            return False
         self._engine.step()
-        return reported
+        return self._engine.was_step_applied() or self._engine.fp16_enabled()
 
     def save(self, folder: Path) -> None:
         """Writes optimizer and engine state; every rank calls it."""
@@ -128,10 +157,17 @@ def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
-    stacked = torch.stack([loss.detach().float() for loss in losses.values()])
-    mean = distributed.sum_over_ranks(stacked) / distributed.world()
-    return dict(zip(losses, mean.tolist(), strict=True))  # host sync here
+def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
+    """Mean losses, and whether any rank wants to stop, in one all-reduce."""
+    values = [loss.detach().float() for loss in losses.values()]
+    stacked = torch.stack([*values, values[0].new_tensor(float(stop))])
+    *means, asked = (distributed.sum_over_ranks(stacked) / distributed.world()).tolist()  # host sync here
+    return Stepped(dict(zip(losses, means, strict=True)), asked > 0)
+
+
+def _finite_gradient(module: nn.Module) -> bool:
+    norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    return bool(norm.isfinite())  # host sync here
 
 
 def _free_port() -> int:

@@ -1,8 +1,10 @@
 """The training loop: load, step, log, save. Pretraining and fine-tuning both run this one."""
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -15,6 +17,7 @@ from pretrain.engine import Engine, start_process_group, world_from_environment
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
+from pretrain.stop import Interrupted, listening
 from pretrain.task import Task, outline
 from shards.errors import UserError
 from shards.reader import ShardSet
@@ -78,8 +81,9 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
 
     Raises:
         UserError: before any process group starts or file is written.
-        NonFiniteLoss: all ranks together, before the optimizer moves.
+        NonFinite: all ranks together, before the optimizer moves.
         CheckpointNotWritten: the newest checkpoint failed; the one before is whole.
+        Interrupted: a signal asked any rank to stop; all have saved.
     """
     inputs = check(config, source, initial)
     device = start_process_group()
@@ -107,21 +111,30 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
     torch.manual_seed(run.seed + 1 + distributed.rank())  # dropout differs between ranks
     saved = newest_checkpoint(out)
     start = _continue(saved, engine, stream) if saved else 0
-    with reporting(out, start, run.steps, distributed.rank()) as metrics:
+    with reporting(out, start, run.steps, distributed.rank()) as metrics, listening() as request:
         batches = stream.batches(run.steps - start)
         for step in range(start, run.steps):
             before = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - before
             lr = learning_rate(step, run.steps, config.optim)
-            losses = engine.step(batch.to(device), lr)
+            stepped = engine.step(batch.to(device), lr, stop=request.asked)
             done, last = step + 1, step + 1 == run.steps
-            metrics.add(losses, batch_size, waited)
-            if done % run.log_every == 0 or last:
+            metrics.add(stepped.losses, batch_size, waited)
+            if done % run.log_every == 0 or last or stepped.stop:
                 metrics.report(done, lr)
-            if done % run.save_every == 0 or last:
+            if done % run.save_every == 0 or last or stepped.stop:
                 saved = _save(config, done, engine, inputs.tokenizer, stream)
+            if stepped.stop and not last:
+                _leave(done, run.steps)
     return saved or _save(config, start, engine, inputs.tokenizer, stream)
+
+
+def _leave(done: int, steps: int) -> NoReturn:
+    """Ends a run that was asked to stop and has saved."""
+    if distributed.rank() == 0:
+        print(f"stopped by a signal after step {done} of {steps}; the run is saved and can go on", file=sys.stderr)
+    raise Interrupted
 
 
 def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.checkpoint import load_checkpoint
 from pretrain.config import OptimConfig
-from pretrain.engine import Engine, NonFiniteLoss
+from pretrain.engine import Engine, NonFinite
 from pretrain.optim import build_optimizer, learning_rate, set_lr
+from pretrain.stop import Interrupted
 from pretrain.task import Task
 from pretrain.train import fit
 from shards.errors import UserError
+from shards.sample import Sample
 from tests.pretrain.colours import Colours
 from tests.pretrain.runs import files, interrupted, logged, weights
 from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
@@ -120,6 +122,27 @@ def test_a_killed_run_ends_as_if_it_had_not_been(corpus, tmp_path):
     assert [f for f in files(tmp_path / "killed" / "checkpoints") if f.startswith(".partial")] == []
 
 
+class Asking(Colours):
+    """Signals this process when the third step reads its batch of eight."""
+
+    def __getitem__(self, index: int) -> Sample:
+        self.read = getattr(self, "read", 0) + 1
+        if self.read == 2 * 8 + 2:  # check() reads one more
+            signal.raise_signal(signal.SIGTERM)
+        return super().__getitem__(index)
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_can_go_on(configure, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        fit(configure(), Asking())
+    assert caught.value.code == 75
+    assert "stopped by a signal after step 3 of 4; the run is saved and can go on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert load_checkpoint(tmp_path / "run").step == 3
+    assert load_checkpoint(fit(configure("run.resume=auto"), Colours())).step == 4
+
+
 def test_a_finished_run_is_left_as_it_is(configure, tmp_path):
     first = fit(configure())
     written = weights(tmp_path / "run", 4).stat().st_mtime_ns
@@ -180,7 +203,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(configure, tmp_
     state["module"]["model.text_projection.weight"][0, 0] = math.nan
     torch.save(state, found)
     before = files(run)
-    with pytest.raises(NonFiniteLoss, match=r"the loss `\w+` is nan; the optimizer has not moved"):
+    with pytest.raises(NonFinite, match=r"the loss `\w+` is nan; the optimizer has not moved"):
         fit(configure(*settings, f"run.out={run}", "run.resume=auto"))
     assert [f for f in files(run) if "tfevents" not in f] == [f for f in before if "tfevents" not in f]
     assert load_checkpoint(run).step == 2
@@ -194,10 +217,32 @@ def test_the_optimizer_has_not_moved_after_a_bad_loss(configure):
     with torch.no_grad():
         task.objectives["itc"].log_temperature.fill_(math.nan)
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFinite):
         engine.step(random_batch(8), lr=1.0)
     after = task.state_dict()
     assert all(torch.equal(before[n], after[n]) for n in before if n != "objectives.itc.log_temperature")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero", range(4))
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(configure, zero, precision):
+    """Once sound, once poisoned while every loss is finite, and sound again: nothing is left of the bad step."""
+    config = configure(f"engine.zero={zero}", f"engine.precision={precision}")
+    fit(configure("run.steps=0"))  # starts the process group that the engine needs
+    task = Task(config.model, config.objectives, VOCABULARY)
+    engine = Engine(task, config)
+    untrained = engine.weights()
+    assert math.isfinite(engine.step(random_batch(8), lr=1e-3).losses["loss"])
+    before = engine.weights()
+    assert not all(torch.equal(before[name], untrained[name]) for name in before)
+    poison = task.model.text_projection.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFinite, match=r"^the gradient is not finite; the optimizer has not moved$"):
+        engine.step(random_batch(8), lr=1e-3)
+    after = engine.weights()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    poison.remove()
+    engine.step(random_batch(8), lr=1e-3)
+    assert all(weight.isfinite().all() for weight in engine.weights().values())
 
 
 BAD = {

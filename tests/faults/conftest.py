@@ -1,0 +1,5 @@
+"""The corpus of the pretraining tests."""
+
+from tests.pretrain.conftest import corpus
+
+__all__ = ["corpus"]
