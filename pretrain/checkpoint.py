@@ -30,7 +30,7 @@ from pretrain.engine import Engine
 from pretrain.models.build import self_contained
 from pretrain.task import Task
 from shards.errors import Stopped, UserError
-from shards.storage import write_atomically
+from shards.storage import sync_path, write_atomically
 
 WEIGHTS, CONFIG, STATE, LATEST = "model.safetensors", "config.yaml", "state.json", "latest"
 STATE_KEYS = ("step", "world", "stream", "files")
@@ -197,20 +197,12 @@ def _finish(
     state = dict(zip(STATE_KEYS, (step, distributed.world(), stream, files), strict=True))
     (partial / STATE).write_text(json.dumps(state, indent=1))
     for file in partial.rglob("*"):
-        _sync(file)
+        sync_path(file)
     if final.exists():
         shutil.rmtree(final)
     os.rename(partial, final)
-    _sync(final.parent)
+    sync_path(final.parent)
     write_atomically(final.parent / LATEST, final.name.encode())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

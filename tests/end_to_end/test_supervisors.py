@@ -20,7 +20,7 @@ STEPS = 60
 
 @pytest.mark.parametrize("file", ["slurm.sbatch", "demo.sh", "emoji.sh"])  # pretrain.sh is Python as well
 def test_the_shell_can_read_it(file):
-    subprocess.run(["bash", "-n", ROOT / "launch" / file], check=True)
+    assert subprocess.run(["bash", "-n", ROOT / "launch" / file]).returncode == 0
 
 
 def test_the_kubernetes_job_agrees_with_itself():
