@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.batch import Batch
-from pretrain.config import PretrainConfig, merge
+from pretrain.config import PretrainConfig
 from pretrain.optim import build_optimizer, set_lr
+from pretrain.settings import merge
 from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
