@@ -44,7 +44,7 @@ class Rows:
 
 def _map(function: Callable[..., Any], *values: Any) -> Any:
     """Applies `function` to the tensors at the same place of nested sequences; None stays None."""
-    if values[0] is None:
+    if any(value is None for value in values):
         assert all(value is None for value in values), "parts differ in which tensors they have"
         return None
     if isinstance(values[0], Tensor):
