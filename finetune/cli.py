@@ -74,7 +74,7 @@ def retrieval(
     """
     from finetune.config import FinetuneConfig
     from pretrain.cli import resume_override
-    from pretrain.config import load_config
+    from pretrain.settings import load_config
 
     flags = [f"run.out={json.dumps(str(out))}", *resume_override(resume, overwrite)]
     chosen = load_config(FinetuneConfig, config, [*(overrides or []), *flags])

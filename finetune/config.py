@@ -7,18 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pretrain.config import (
-    AugmentConfig,
-    EngineConfig,
-    ITCConfig,
-    ITMConfig,
-    ObjectivesConfig,
-    OptimConfig,
-    PretrainConfig,
-    RunConfig,
-    Section,
-    parse_config,
-)
+from pretrain.config import AugmentConfig, EngineConfig, OptimConfig, PretrainConfig, RunConfig
+from pretrain.objectives.config import ITCConfig, ITMConfig, ObjectivesConfig
+from pretrain.settings import Section, parse_config
 from shards.errors import UserError
 
 

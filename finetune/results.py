@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from finetune.bootstrap import Intervals
 from finetune.recall import Recall
-from pretrain.config import Section
+from pretrain.settings import Section
 from shards.errors import UserError
 
 FORMAT: Final = "duostream.results/1"

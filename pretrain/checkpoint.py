@@ -24,10 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pretrain import distributed
-from pretrain.config import PretrainConfig, dump_config, load_config
+from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine
 from pretrain.models.build import self_contained
+from pretrain.settings import dump_config, load_config
 from pretrain.task import Task
 from shards.errors import Stopped, UserError
 from shards.storage import sync_path, write_atomically

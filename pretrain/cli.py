@@ -25,7 +25,8 @@ def pretrain(
 
     Example: pretrain --config configs/pretrain/demo.yaml data.shards=shards/train run.out=runs/first run.steps=500
     """
-    from pretrain.config import PretrainConfig, load_config
+    from pretrain.config import PretrainConfig
+    from pretrain.settings import load_config
 
     chosen = load_config(PretrainConfig, config, [*(overrides or []), *resume_override(resume, overwrite)])
     from pretrain.train import fit  # seconds of imports: after the configuration is known to be right

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from pretrain.checkpoint import LATEST, read_state
-from pretrain.config import PretrainConfig, dump_config, load_config
+from pretrain.config import PretrainConfig
+from pretrain.settings import dump_config, load_config
 from shards.errors import UserError
 from shards.storage import write_atomically
 

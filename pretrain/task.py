@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.batch import Batch
-from pretrain.config import ModelConfig, ObjectivesConfig
 from pretrain.models.build import DuoModel, self_contained
+from pretrain.models.config import ModelConfig
+from pretrain.objectives.config import ObjectivesConfig
 from pretrain.objectives.itc import ITC
 from pretrain.objectives.itm import ITM
 from pretrain.objectives.mlm import MLM

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import ModelConfig
+from pretrain.models.config import ModelConfig
 from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.interface import Encoded, Memory
 from pretrain.models.text import TextEncoder, self_contained_text

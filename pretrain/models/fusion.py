@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pretrain.config import FusionConfig
 from pretrain.models.blocks import CrossBlock
+from pretrain.models.config import FusionConfig
 from pretrain.models.interface import Encoded, Memory
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
-from pretrain.config import TextConfig
+from pretrain.models.config import TextConfig
 from pretrain.places import locate
 from shards.errors import UserError, nearest
 

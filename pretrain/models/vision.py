@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretrain.config import VisionConfig
+from pretrain.models.config import VisionConfig
 from pretrain.places import locate
 from shards.errors import UserError, nearest
 

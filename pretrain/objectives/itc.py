@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import ITCConfig
 from pretrain.distributed import gather
+from pretrain.objectives.config import ITCConfig
 from pretrain.objectives.views import Views
 from pretrain.precision import full
 

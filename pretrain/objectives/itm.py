@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import ITMConfig
 from pretrain.distributed import gather, max_over_ranks, sum_over_ranks, world
 from pretrain.models.interface import Encoded, Memory
+from pretrain.objectives.config import ITMConfig
 from pretrain.objectives.views import Views
 from pretrain.precision import full
 

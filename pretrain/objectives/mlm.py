@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import MLMConfig
 from pretrain.data.masking import IGNORE
 from pretrain.distributed import sum_over_ranks, world
+from pretrain.objectives.config import MLMConfig
 from pretrain.objectives.views import Views
 from pretrain.precision import full
 

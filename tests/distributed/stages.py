@@ -5,7 +5,8 @@ python -m tests.distributed.stages FILE OUT [key=value ...]
 
 import sys
 
-from pretrain.config import PretrainConfig, load_config
+from pretrain.config import PretrainConfig
+from pretrain.settings import load_config
 from pretrain.train import fit
 
 if __name__ == "__main__":

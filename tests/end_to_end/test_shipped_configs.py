@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from finetune.config import FinetuneConfig
-from pretrain.config import PretrainConfig, load_config
+from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.optim import build_optimizer, freeze
+from pretrain.settings import load_config
 from pretrain.task import outline
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from deepspeed.launcher.runner import fetch_hostfile
 
-from pretrain.config import PretrainConfig, load_config
+from pretrain.config import PretrainConfig
+from pretrain.settings import load_config
 from tests.pretrain.runs import logged
 from tests.ranks import ROOT, environment
 

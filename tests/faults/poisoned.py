@@ -10,8 +10,9 @@ import sys
 import torch
 
 from pretrain import distributed
-from pretrain.config import PretrainConfig, load_config
+from pretrain.config import PretrainConfig
 from pretrain.engine import Engine, NonFinite, start_process_group
+from pretrain.settings import load_config
 from pretrain.task import Task
 from tests.pretrain.tiny import VOCABULARY, random_batch
 

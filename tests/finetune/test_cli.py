@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from finetune.cli import main
 from finetune.config import FinetuneConfig, RetrievalData, pretrain_config
 from pretrain.checkpoint import CONFIG, STATE, WEIGHTS, _sha256
-from pretrain.config import DataConfig, dump_config, load_config
+from pretrain.config import DataConfig
+from pretrain.settings import dump_config, load_config
 from shards.errors import UserError
 from tests.finetune.corpus import Corpus, checkpoint
 from tests.pretrain.tiny import tiny_config

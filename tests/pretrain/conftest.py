@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import PretrainConfig, load_config
+from pretrain.config import PretrainConfig
+from pretrain.settings import load_config
 from shards.sources.scenes import ScenesSource
 from shards.tokenizer import write_tokenizer
 from shards.write import build_shards

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import PretrainConfig, dump_config, load_config
+from pretrain.config import PretrainConfig
 from pretrain.engine import deepspeed_config
+from pretrain.settings import dump_config, load_config
 from shards.errors import UserError
 from tests.pretrain.tiny import tiny_config
 

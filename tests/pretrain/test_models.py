@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from transformers import BertModel
 
 from pretrain.batch import Batch
-from pretrain.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from pretrain.data.masking import IGNORE
 from pretrain.models.blocks import Attention, CrossBlock
 from pretrain.models.build import DuoModel, self_contained
+from pretrain.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.interface import Encoded, Memory
 from pretrain.models.text import TextEncoder

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from pretrain.batch import Batch
-from pretrain.config import PretrainConfig, dump_config, parse_config
+from pretrain.config import PretrainConfig
 from pretrain.data.masking import IGNORE
+from pretrain.settings import dump_config, parse_config
 
 VOCABULARY = 50
 
