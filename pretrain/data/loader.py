@@ -13,7 +13,6 @@ from pretrain.config import PretrainConfig
 from pretrain.data.masking import IGNORE, mask_tokens
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import training_pixels
-from pretrain.stop import spare_worker
 from shards.errors import UserError
 from shards.sample import Sample
 from shards.stream import StreamedSample
@@ -44,7 +43,6 @@ class Preparation:
     tokenizer: Tokenizer
 
     def transform(self, item: StreamedSample) -> Prepared:
-        spare_worker()  # here, because nothing of ours runs in a worker before
         data, rng = self.config.data, item.rng()
         token_ids_L = self.tokenizer.encode(self._caption(item.sample, rng), data.max_tokens)
         masked_L, labels_L = self._mask(token_ids_L, rng)
