@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.checkpoint import load_checkpoint
 from pretrain.config import PretrainConfig, RegionsConfig
+from pretrain.data.images import evaluation_images
 from pretrain.data.labels import UNKNOWN, RegionVocabulary
 from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.regions import hide, overlaps, read_regions
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.settings import parse_config
+from pretrain.train import fit
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.sample import Identity, Region
 from shards.stream import ShardStream, StreamedSample
+from tests.pretrain.runs import logged
 
 REGION = "model.vision.region={features: 192, width: 32, box: box5}"
 SHOWN = RegionVocabulary(("circle", "square", "star"), ("blue", "red"))
@@ -152,3 +156,19 @@ def test_settings_that_cannot_be_together():
         parse_config(PretrainConfig, {"model": {"vision": {"region": {}}}})
     with pytest.raises(UserError, match=r"may not crop, flip or rotate where `data\.regions` is set"):
         parse_config(PretrainConfig, {"data": {"regions": {}, "augment": {"flip": True}}})
+
+
+def test_a_model_of_regions_trains_and_opens_again(configure, corpus, tmp_path):
+    """A UNITER in small: regions and words in one sequence, from shards to a checkpoint that computes the same."""
+    trunk = "model.fusion={trunk: joint, depth: 1, heads: 2, pooler: tanh}"
+    hidden = "data.regions={hide: 0.15}"
+    embedding = "model.text.options.num_hidden_layers=0"
+    plain = ("model.embedding_dim=null", "objectives={mlm: {}}", "run.steps=6", "optim.lr=3e-3")
+    config = configure(REGION, trunk, hidden, embedding, *plain)
+    checkpoint = load_checkpoint(fit(config))
+    losses = [line["loss"] for line in logged(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+    samples = [ShardSet(corpus.shards)[i] for i in range(4)]
+    image = checkpoint.task.model.encode_image(evaluation_images(samples, checkpoint.config))
+    assert image.tokens_BTD.shape == (4, 3, 32)
+    assert image.mask_BT.sum(1).tolist() == [len(sample.regions) for sample in samples]
