@@ -10,37 +10,10 @@ import torch.nn.functional as F
 
 from pretrain.batch import Batch
 from pretrain.data.masking import IGNORE, mask_tokens
-from pretrain.objectives.itc import contrastive_loss
 from pretrain.objectives.itm import draw_negatives, matching_loss
 from pretrain.objectives.mlm import masked_token_loss
 from pretrain.task import Task
 from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
-
-
-def slow_contrastive(image, text, group, temperature):
-    total = 0.0
-    for queries, gallery in ((image, text), (text, image)):
-        for i in range(len(queries)):
-            scores = [float(queries[i] @ g) / temperature for g in gallery]
-            log_sum = math.log(sum(math.exp(s) for s in scores))
-            positives = [j for j in range(len(gallery)) if group[j] == group[i]]
-            total -= sum((scores[j] - log_sum) / len(positives) for j in positives) / len(queries)
-    return total / 2
-
-
-@pytest.mark.parametrize("group", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 1]])
-def test_contrast_equals_the_sum_written_out(group):
-    generator = torch.Generator().manual_seed(0)
-    image, text = (F.normalize(torch.randn(5, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(2))
-    fast = contrastive_loss(image, text, torch.tensor(group), torch.tensor([0.1], dtype=torch.float64))
-    assert float(fast) == pytest.approx(slow_contrastive(image, text, group, 0.1), rel=1e-12)
-
-
-def test_perfect_contrast_is_nothing_and_chance_is_log_n():
-    eye, cold = torch.eye(4), torch.tensor([0.01])
-    assert float(contrastive_loss(eye, eye, torch.arange(4), cold)) == pytest.approx(0, abs=1e-6)
-    same = torch.ones(4, 4) / 2
-    assert float(contrastive_loss(same, same, torch.arange(4), cold)) == pytest.approx(math.log(4))
 
 
 def test_negatives_follow_the_softmax_and_never_leave_what_is_allowed():
