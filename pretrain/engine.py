@@ -72,7 +72,9 @@ def start_process_group() -> torch.device:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         _share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
-    if device.type != "cpu":
+    if device.type == "cpu":
+        _repeat_exactly()
+    else:
         accelerator.set_device(device.index)
     return device
 
@@ -175,6 +177,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _repeat_exactly() -> None:
+    """Two threads that add gradients of one row (a negative drawn twice) would do it in either order."""
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory is a check for others' bugs, at the price of a pass over it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property
 
 
 def _leave_out_shared_memory_op() -> None:

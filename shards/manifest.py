@@ -7,6 +7,8 @@
     extension        string   image type
     image_offset     int64    first byte of the image in the tar;  image_size, image_crc32 likewise
     json_offset      int64    first byte of the record;  json_size, json_crc32 likewise
+    features_offset  int64    first byte of the region features;  features_size, features_crc32 likewise; null where
+                              the sample has none; probabilities_* likewise; older indices lack these columns
     width, height    int32    of the image as stored (EXIF orientation not applied)
     caption_words    list     number of words of each caption
 """
@@ -22,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shards.errors import UserError
-from shards.sample import SCHEMA_VERSION
+from shards.sample import ARRAYS, SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
 INDEX_SCHEMA = pa.schema(
@@ -35,6 +37,11 @@ INDEX_SCHEMA = pa.schema(
         ("json_offset", pa.int64()),
         ("json_size", pa.int64()),
         ("json_crc32", pa.uint32()),
+        *(
+            (f"{name}_{column}", kind)
+            for name in ARRAYS
+            for column, kind in (("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32()))
+        ),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("caption_words", pa.list_(pa.int32())),

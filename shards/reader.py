@@ -9,11 +9,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards.errors import DamagedSample
 from shards.manifest import Manifest, ShardEntry, read_index, read_manifest
-from shards.sample import Identity, Sample, sample_from_json
+from shards.sample import ARRAYS, Identity, Sample, sample_from_members
 
 OPEN_SHARDS = 64
 """Indices and files held at a time, per process: four windows of the stream's order."""
@@ -97,23 +99,36 @@ class _OpenShard:
             raise ValueError(f"its index has {index.num_rows} rows where the manifest says {entry.samples}")
         self.keys = index["key"]
         self.extensions = index["extension"]
-        names = ("image_offset", "image_size", "image_crc32", "json_offset", "json_size", "json_crc32")
-        self.places = [index[name].to_numpy() for name in names]
+        self.places = {name: _places(index, name) for name in ("image", "json", *ARRAYS)}
         self.descriptor = os.open(folder / entry.name, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, ordinal: int) -> Sample:
-        image_at, image_size, image_crc, json_at, json_size, json_crc = (int(place[ordinal]) for place in self.places)
-        # The record lies right behind the image: one read for both.
-        span = os.pread(self.descriptor, json_at + json_size - image_at, image_at)
-        image, record = span[:image_size], span[json_at - image_at :]
-        _check("image", image, image_size, image_crc)
-        _check("record", record, json_size, json_crc)
-        return sample_from_json(self.keys[ordinal].as_py(), image, self.extensions[ordinal].as_py(), record)
+        places = {name: place for name, rows in self.places.items() if (place := rows[ordinal].tolist())[1]}
+        # The members of a sample lie one behind the other: one read for all.
+        start = places["image"][0]
+        span = os.pread(self.descriptor, max(offset + size for offset, size, _ in places.values()) - start, start)
+        members = {name: _checked(name, span, start, place) for name, place in places.items()}
+        image, record = members.pop("image"), members.pop("json")
+        return sample_from_members(self.keys[ordinal].as_py(), image, self.extensions[ordinal].as_py(), record, members)
 
 
-def _check(what: str, content: bytes, size: int, crc32: int) -> None:
+def _places(index: pa.Table, name: str) -> np.ndarray:
+    """Offset, size and crc32 of one member of each sample, int64 [samples, 3]; zeros where there is none."""
+    columns = [
+        index[f"{name}_{part}"] for part in ("offset", "size", "crc32") if f"{name}_{part}" in index.column_names
+    ]
+    if not columns:
+        return np.zeros((index.num_rows, 3), dtype=np.int64)
+    return np.stack([pc.fill_null(column, 0).to_numpy().astype(np.int64) for column in columns], axis=1)
+
+
+def _checked(name: str, span: bytes, start: int, place: list[int]) -> bytes:
+    offset, size, crc32 = place
+    content = span[offset - start : offset - start + size]
+    what = {"json": "record"}.get(name, name)
     if len(content) != size:
         raise ValueError(f"the {what} ends after {len(content)} of {size} bytes")
     if zlib.crc32(content) != crc32:
         raise ValueError(f"the {what} does not match its checksum")
+    return content

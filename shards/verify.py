@@ -18,6 +18,7 @@ from shards.console import Progress
 from shards.decode import image_size
 from shards.errors import DamagedSample
 from shards.manifest import ShardEntry, read_index, read_manifest
+from shards.sample import ARRAYS, array_fault, array_from_bytes
 
 BLOCK = 512
 
@@ -120,18 +121,44 @@ def _check_contents(tar: Path, entry: ShardEntry, rows: list[dict[str, Any]], wh
 
 
 def _check_sample(shard: str, ordinal: int, row: dict[str, Any], view: "mmap.mmap | bytes") -> Iterator[Finding]:
-    for field, extension in (("image", row["extension"]), ("json", "json")):
+    regions = 0
+    for field, extension in _indexed(row).items():
         offset, size = row[f"{field}_offset"], row[f"{field}_size"]
-        content = view[offset : offset + size]
+        content = bytes(view[offset : offset + size])
         reason = ""
         if len(content) < size:
             reason = f"only {len(content)} of {size} bytes are there"
         elif zlib.crc32(content) != row[f"{field}_crc32"]:
             reason = "its bytes do not match their crc32"
         else:
-            reason = _wrong_image(content, row) if field == "image" else _wrong_record(content, row)
+            reason = _wrong_content(field, content, row, regions)
+            regions = _regions(content) if field == "json" and not reason else regions
         if reason:
             yield Finding(shard, f"{row['key']}.{extension}", reason, (ordinal,))
+
+
+def _indexed(row: dict[str, Any]) -> dict[str, str]:
+    """The members of one sample that the index has the place of -> what follows the key in their names, in order."""
+    extensions = {"image": row["extension"], "json": "json", **{name: f"{name}.npy" for name in ARRAYS}}
+    return {field: name for field, name in extensions.items() if row.get(f"{field}_offset") is not None}
+
+
+def _wrong_content(field: str, content: bytes, row: dict[str, Any], regions: int) -> str:
+    if field == "image":
+        return _wrong_image(content, row)
+    return _wrong_record(content, row) if field == "json" else _wrong_array(content, regions)
+
+
+def _regions(record: bytes) -> int:
+    return len(json.loads(record).get("regions", ()))
+
+
+def _wrong_array(content: bytes, regions: int) -> str:
+    try:
+        fault = array_fault(array_from_bytes(content), regions)
+    except ValueError as error:
+        return str(error)
+    return fault and f"the array {fault}"
 
 
 def _wrong_image(content: bytes, row: dict[str, Any]) -> str:
@@ -157,7 +184,7 @@ def _check_walk(shard: str, rows: list[dict[str, Any]], view: "mmap.mmap | bytes
     expected = [
         (ordinal, f"{row['key']}.{extension}")
         for ordinal, row in enumerate(rows)
-        for extension in (row["extension"], "json", "txt")
+        for extension in (*_indexed(row).values(), "txt")
     ]
     offset = 0
     for ordinal, name in expected:

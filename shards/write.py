@@ -19,6 +19,7 @@ from shards.console import Progress
 from shards.decode import image_size
 from shards.errors import DamagedSample, UserError
 from shards.manifest import (
+    INDEX_SCHEMA,
     MANIFEST,
     BuildPlan,
     Manifest,
@@ -29,7 +30,7 @@ from shards.manifest import (
     shard_name,
     to_json,
 )
-from shards.sample import IMAGE_EXTENSIONS, Sample, record_json
+from shards.sample import IMAGE_EXTENSIONS, Sample, array_bytes, array_fault, record_json
 from shards.sources.base import Source
 from shards.storage import PARTIAL, locked_folder, replace_atomically, write_atomically
 
@@ -136,6 +137,8 @@ def _finished_shard(tar: Path, samples: int, plan: BuildPlan, keys: set[str]) ->
     except (OSError, pa.ArrowException):
         return None
     proof = {key.encode(): value.encode() for key, value in _proof(plan, digest).items()}
+    if not table.schema.equals(INDEX_SCHEMA):
+        return None  # An older version wrote it: kept, the folder would not equal a build that was not interrupted.
     if table.num_rows != samples or not proof.items() <= (table.schema.metadata or {}).items():
         return None
     keys.update(table["key"].to_pylist())
@@ -187,6 +190,9 @@ def _checked(source: Source, index: int, keys: set[str]) -> Sample:
         raise UserError(f"`extension` (={sample.extension}) of `{key}` must be one of {sorted(IMAGE_EXTENSIONS)}")
     if not sample.captions:
         raise UserError(f"sample {index} (`{key}`) must have at least one caption")
+    for name, array in sample.arrays().items():
+        if fault := array_fault(array, len(sample.regions)):
+            raise UserError(f"the region {name} of sample {index} (`{key}`) cannot be used: the array {fault}")
     keys.add(key)
     return sample
 
@@ -212,12 +218,19 @@ class _TarWriter:
                 "extension": sample.extension,
                 **self._member("image", f"{sample.key}.{sample.extension}", sample.image),
                 **self._member("json", f"{sample.key}.json", record),
+                **self._arrays(sample),
                 "width": width,
                 "height": height,
                 "caption_words": [len(caption.split()) for caption in sample.captions],
             }
         )
         self._member("txt", f"{sample.key}.txt", sample.captions[0].encode())
+
+    def _arrays(self, sample: Sample) -> dict[str, int]:
+        row: dict[str, int] = {}
+        for name, array in sample.arrays().items():
+            row |= self._member(name, f"{sample.key}.{name}.npy", array_bytes(array))
+        return row
 
     def close(self) -> None:
         self._write(bytes(2 * BLOCK))
