@@ -8,6 +8,7 @@ Shapes: B pairs on this rank, E embedding size.
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.interface import ModelShape
 from pretrain.objectives.config import ITCConfig
 from pretrain.objectives.contrast import contrastive_loss
 from pretrain.objectives.views import Views
@@ -18,9 +19,9 @@ COLDEST = 0.01  # CLIP clamps the scale at 100
 class ITC(nn.Module):
     """Owns the temperature, learned in log space."""
 
-    masked = False
+    reads = ("text", "image")
 
-    def __init__(self, config: ITCConfig, width: int, vocabulary: int) -> None:
+    def __init__(self, config: ITCConfig, shape: ModelShape) -> None:
         super().__init__()
         self.config = config
         # Shape [1]: DeepSpeed refuses parameters without dimensions.

@@ -15,7 +15,7 @@ Everything = dict[str, Found]
 
 
 def part_of_rank(batch: Batch) -> Batch:
-    cut = {name: rows_of_rank(value) for name, value in vars(batch).items()}
+    cut = {name: rows_of_rank(value) for name, value in vars(batch).items() if value is not None}
     longest = int(cut["token_mask_BL"].sum(1).max())  # a rank pads to its own longest text
     texts = {n: cut[n][:, :longest] for n in ("token_ids_BL", "token_mask_BL", "masked_ids_BL", "masked_labels_BL")}
     return Batch(**(cut | texts))
