@@ -51,7 +51,9 @@ def loss_and_gradients(
     local = {name: rows_of_rank(whole).clone() for name, whole in rows.items()} | dict(shared)
     leaves = {name: x.clone().requires_grad_() for name, x in local.items() if x.is_floating_point()}
     value = loss(local | leaves)
-    gradients = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+    gradients = dict(
+        zip(leaves, torch.autograd.grad(value, list(leaves.values()), materialize_grads=True), strict=True)
+    )
     own = {f"d {name}": distributed.gather(g) / distributed.world() for name, g in gradients.items() if name in rows}
     common = {f"d {name}": mean_over_ranks(g) for name, g in gradients.items() if name in shared}
     return {"loss": mean_over_ranks(value.detach()), **own, **common}

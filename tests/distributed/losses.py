@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.distributed import gather
+from pretrain.distributed import gather, global_mean
+from pretrain.objectives.boxes import box_loss
 from pretrain.objectives.contrast import (
     contrastive_loss,
     group_targets,
@@ -17,6 +18,14 @@ from pretrain.objectives.contrast import (
 )
 from pretrain.objectives.late_interaction import query_maximum, token_maximum
 from pretrain.objectives.queue import EMPTY, FeatureQueue
+from pretrain.objectives.regions import (
+    UNKNOWN,
+    attribute_loss,
+    distribution_loss,
+    feature_regression,
+    label_loss,
+)
+from pretrain.objectives.transport import transport_distance
 from tests.distributed.group import Found, loss_and_gradients
 
 ITEMS = 8
@@ -77,6 +86,28 @@ def _masked(tokens: int) -> Tensor:
     return torch.arange(tokens) < torch.tensor([1, 2, 3, 4, 4, 3, 2, 4])[:, None]
 
 
+def _regions() -> dict[str, Tensor]:
+    """Of unequal numbers on the ranks: those that are hidden are picked from a batch."""
+    generator = _generator()
+    shape = (ITEMS, 3, 5)
+    predicted, target = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    label = torch.randint(-1, 5, (ITEMS, 3), generator=generator)
+    hidden = torch.arange(ITEMS)[:, None] % 4 > torch.arange(3)
+    return {"predicted": predicted, "target": target, "label": torch.where(label < 0, UNKNOWN, label), "hidden": hidden}
+
+
+def _masked_regions(x: Named) -> Tensor:
+    predicted, target, label = (x[name][x["hidden"]] for name in ("predicted", "target", "label"))
+    one = feature_regression(predicted, target) + feature_regression(predicted, target, kind="smooth_l1")
+    other = label_loss(predicted, label) + attribute_loss(predicted, label[:, None])
+    return one + other + distribution_loss(predicted, target.softmax(1))
+
+
+def _boxes(x: Named) -> Tensor:
+    corners = x["target"][:, 0, :4].sigmoid().sort(dim=1).values
+    return box_loss(x["predicted"][:, 0, :4].sigmoid(), corners, x["hidden"][:, 0])
+
+
 TOKENS = _pairs(ITEMS, 4, 6) | {"mask_image": _masked(4), "mask_text": _masked(4).flip(0)}
 CASES = {
     "contrast": Case(
@@ -91,6 +122,11 @@ CASES = {
     ),
     "token maximum": Case(_tokens, TOKENS, _scalars(temperature=0.1)),
     "query maximum": Case(_queries, {k: v for k, v in TOKENS.items() if k != "mask_text"}, _scalars(temperature=0.1)),
+    "masked regions": Case(_masked_regions, _regions(), {}),
+    "boxes": Case(_boxes, _regions(), {}),
+    "transport": Case(
+        lambda x: global_mean(transport_distance(x["image"], x["text"], x["mask_image"], x["mask_text"])), TOKENS, {}
+    ),
     "queue": Case(_queue, _pairs(), _scalars(temperature=0.1)),
 }
 
