@@ -1,6 +1,7 @@
 """Texts to token ids by a `tokenizer.json` (the `tokenizers` library), whatever trained it."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
+from pretrain.data.words import Marks, marks_of, word_numbers
 from pretrain.places import locate
 from shards.errors import UserError
 
@@ -44,6 +46,15 @@ class Tokenizer:
     def special(self, token_ids_L: np.ndarray) -> np.ndarray:
         """bool [L], True at [PAD], [CLS], [SEP] and [MASK]."""
         return np.isin(token_ids_L, self._special_ids)
+
+    def words(self, token_ids_L: np.ndarray) -> np.ndarray:
+        """int64 [L], the number of each token's word; -1 for special tokens."""
+        tokens = [self._backend.id_to_token(number) for number in token_ids_L.tolist()]
+        return word_numbers(tokens, self.special(token_ids_L), self._marks)
+
+    @cached_property
+    def _marks(self) -> Marks:
+        return marks_of(self._backend.get_vocab())
 
     def pad(self, rows: Sequence[np.ndarray], value: int | None = None) -> Tensor:
         """Stacks texts to int64 [B, L], L the longest, filled with [PAD] or `value`."""
