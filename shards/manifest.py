@@ -27,6 +27,8 @@ from shards.errors import UserError
 from shards.sample import ARRAYS, SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+REJECTED = "rejected.parquet"
+"""Beside the manifest of a filtered build: `index` in the source and `reason` of each sample that was rejected."""
 INDEX_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -70,7 +72,8 @@ class ShardEntry(_Frozen):
 class BuildPlan(_Frozen):
     """Everything that decides the bytes of a build; a build goes on only under an equal plan.
 
-    `settings` are the source's options as the user gave them: for people, the fingerprint covers them.
+    `samples` are those of the source, before the filters. `settings` are the source's options as the user gave them:
+    for people, the fingerprint covers them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -79,6 +82,7 @@ class BuildPlan(_Frozen):
     samples: int
     samples_per_shard: int
     settings: dict[str, Any] = {}
+    filters: dict[str, Any] = {}
 
     @property
     def digest(self) -> str:
@@ -97,16 +101,50 @@ class BuildPlan(_Frozen):
         """Settings first: they say more than a fingerprint."""
         return {
             **self.settings,
-            **self.model_dump(exclude={"settings", "fingerprint"}),
+            **{f"filters.{name}": value for name, value in self.filters.items()},
+            **self.model_dump(exclude={"settings", "filters", "fingerprint"}),
             "fingerprint": self.fingerprint,
         }
 
 
+class FilterReport(_Frozen):
+    """What became of every sample and caption: read = kept + all rejected.
+
+    Attributes:
+        rejected: Samples by reason.
+        captions_dropped: Captions by reason, of all samples, the rejected ones included.
+        unscored: Samples that lack the number that a filter looks at, and passed it, by filter.
+        rejections_sha256: Of `rejected.parquet`, which names each rejected sample.
+    """
+
+    read: int
+    kept: int
+    rejected: dict[str, int]
+    captions_read: int
+    captions_dropped: dict[str, int]
+    unscored: dict[str, int]
+    rejections_sha256: str = ""
+
+    def lines(self) -> list[str]:
+        """For people: one line for samples, one for captions where any were dropped."""
+        lines = [f"{self.read} samples read, {self.kept} kept{_listed(self.rejected)}"]
+        if self.captions_dropped:
+            kept = self.captions_read - sum(self.captions_dropped.values())
+            lines.append(f"{self.captions_read} captions read, {kept} kept{_listed(self.captions_dropped)}")
+        lines += [f"{count} samples have no number for {name}, and passed it" for name, count in self.unscored.items()]
+        return lines
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return "".join(f", {count} rejected by {name}" for name, count in counts.items())
+
+
 class Manifest(_Frozen):
-    """The whole of a finished build."""
+    """The whole of a finished build; `filtered` counts what the filters kept and rejected, where there were any."""
 
     plan: BuildPlan
     shards: tuple[ShardEntry, ...]
+    filtered: FilterReport | None = None
 
     @property
     def samples(self) -> int:
