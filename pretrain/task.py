@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from pretrain.batch import Batch
 from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import ModelConfig
-from pretrain.models.interface import ImageInput
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.objectives.itc import ITC
 from pretrain.objectives.itm import ITM
@@ -46,10 +45,10 @@ def outline(model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -
     Raises:
         UserError: options that the encoders refuse, or an image encoder that yields no tokens.
     """
-    size, portable = model.image_size, self_contained(model)
+    portable = self_contained(model)
     if model.vision.weights != "timm":  # a file's names and shapes are compared too, but nothing is fetched yet
         portable = portable.model_copy(update={"vision": model.vision})
     with torch.device("meta"):
         task = Task(portable, objectives, vocabulary)
-        task.model.encode_image(ImageInput(torch.zeros(1, size, size, 3, dtype=torch.uint8)))
+        task.model.encode_image(task.model.vision.example())
     return task
