@@ -125,6 +125,18 @@ def test_build_with_preset_prints_and_keeps_the_counts(shards: Call, image_files
     assert shards(*arguments, "--overwrite", "--workers", "2")[0] == 0
 
 
+def test_filter_writes_shards_or_a_list(shards: Call, shard_folder: Path, tmp_path: Path) -> None:
+    arguments = ("filter", shard_folder, "--filter", "exact_duplicates=true", "--filter", "min_words=3")
+    status, text, _ = shards(*arguments, "--list", tmp_path / "kept.parquet", "--json")
+    assert status == 0
+    assert json.loads(text)["filtered"]["kept"] == 50
+    assert shards(*arguments, "--list", tmp_path / "kept.parquet")[0] == 2
+    assert shards(*arguments, "--out", tmp_path / "new", "--samples-per-shard", 20)[0] == 0
+    assert shards("verify", tmp_path / "new")[0] == 0
+    assert shards(*arguments)[2] == "error: give one of `--out` and `--list`\n"
+    assert shards("filter", shard_folder, "--out", tmp_path / "x")[2].endswith("needs `--preset` or `--filter`\n")
+
+
 def test_verify_exits_1_where_damaged(shards: Call, shard_folder: Path) -> None:
     (shard_folder / "shard-000001.tar").unlink()
     status, text, _ = shards("verify", shard_folder)
@@ -162,7 +174,7 @@ def test_bad_input_is_one_sentence_before_any_file(
 
 def test_every_help_has_an_example(shards: Call) -> None:
     sources = ("scenes", "karpathy", "coco", "albef", "flickr30k", "conceptual-captions", "folder")
-    for command in (*(("build", source) for source in sources), ("verify",), ("tokenizer",)):
+    for command in (*(("build", source) for source in sources), ("verify",), ("tokenizer",), ("filter",)):
         status, text, _ = shards(*command, "--help")
         assert status == 0
         assert f"Example:\n    shards {' '.join(command)} " in text
