@@ -137,6 +137,22 @@ def test_filter_writes_shards_or_a_list(shards: Call, shard_folder: Path, tmp_pa
     assert shards("filter", shard_folder, "--out", tmp_path / "x")[2].endswith("needs `--preset` or `--filter`\n")
 
 
+def test_manifest_of_tars_that_are_there(shards: Call, shard_folder: Path) -> None:
+    """Ours, too, are WebDataset tars: only the captions of `.txt` are known to other readers."""
+    for path in (*shard_folder.glob("*.parquet"), shard_folder / "manifest.json"):
+        path.unlink()
+    (shard_folder / "shard-000001.tar").write_bytes(b"none")
+    status, text, _ = shards("manifest", shard_folder, "--workers", 2)
+    assert status == 0
+    assert text.splitlines()[0] == (
+        "shard-000001.tar: at byte 0: the file ends without the end of an archive, so members may be missing"
+    )
+    assert text.splitlines()[-1].startswith(f"{shard_folder}: 7 shards, 42 samples, ")
+    assert shards("manifest", shard_folder)[0] == 2
+    assert json.loads(shards("manifest", shard_folder, "--overwrite", "--json")[1])["filtered"]["kept"] == 42
+    assert shards("verify", shard_folder)[0] == 0
+
+
 def test_verify_exits_1_where_damaged(shards: Call, shard_folder: Path) -> None:
     (shard_folder / "shard-000001.tar").unlink()
     status, text, _ = shards("verify", shard_folder)
@@ -174,7 +190,13 @@ def test_bad_input_is_one_sentence_before_any_file(
 
 def test_every_help_has_an_example(shards: Call) -> None:
     sources = ("scenes", "karpathy", "coco", "albef", "flickr30k", "conceptual-captions", "folder")
-    for command in (*(("build", source) for source in sources), ("verify",), ("tokenizer",), ("filter",)):
+    for command in (
+        *(("build", source) for source in sources),
+        ("verify",),
+        ("tokenizer",),
+        ("filter",),
+        ("manifest",),
+    ):
         status, text, _ = shards(*command, "--help")
         assert status == 0
         assert f"Example:\n    shards {' '.join(command)} " in text
