@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
@@ -43,17 +43,28 @@ class RegionsConfig(Section):
     hide_overlap: float | None = Field(None, gt=0, lt=1)
 
 
+class WeightedShards(Section):
+    """One part of a mixture: a folder that `shards build` wrote, and its weight beside the others'.
+
+    `selection` is a list of the samples that are kept (`shards.selection`); null keeps all.
+    """
+
+    place: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0)
+    selection: str | None = None
+
+
 class DataConfig(Section):
     """What is read and how it is batched.
 
-    `shards` is a folder that `shards build` wrote. `tokenizer` is a tokenizer.json or a folder or `package:` place that
-    holds one. `group_by` names a metadata field: pairs that share its value are each other's positives. `captions`
-    `one` draws one caption per image and epoch; `join` shuffles all of them into one text. `second` is what follows as
-    the second segment of the text: the image's `tags` in random order, or another of its captions. `regions` null reads
-    none.
+    `shards` is a folder that `shards build` wrote, or a list of `WeightedShards`. `tokenizer` is a tokenizer.json or a
+    folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
+    other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
+    `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
+    captions. `regions` null reads none.
     """
 
-    shards: str = ""
+    shards: str | list[WeightedShards] = ""
     tokenizer: str = ""
     global_batch: int = Field(256, ge=1)
     max_tokens: int = Field(40, ge=4)
@@ -63,6 +74,25 @@ class DataConfig(Section):
     second: Literal["tags", "caption"] | None = None
     regions: RegionsConfig | None = None
     augment: AugmentConfig = AugmentConfig()
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _one_place_or_a_mixture(cls, shards: Any) -> str | list[WeightedShards]:
+        """Refused here: of a union, pydantic would explain why each member does not fit."""
+        if isinstance(shards, str):
+            return shards
+        try:
+            return _MIXTURE.validate_python(shards)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            raise ValueError(
+                f"`data.shards{where}` (={first['input']!r}) is refused: a mixture is a list of "
+                f"{{place: FOLDER, weight: NUMBER, selection: FILE}}, with positive weights"
+            ) from None
+
+
+_MIXTURE = TypeAdapter(list[WeightedShards])
 
 
 class OptimConfig(Section):
