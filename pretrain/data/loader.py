@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.batch import Batch
+from pretrain.batch import Batch, Draw
 from pretrain.config import PretrainConfig
 from pretrain.data.masking import IGNORE, mask_tokens
 from pretrain.data.tokenizer import Tokenizer
@@ -17,8 +17,6 @@ from pretrain.stop import spare_worker
 from shards.errors import UserError
 from shards.sample import Sample
 from shards.stream import StreamedSample
-
-DRAWS = 4
 
 
 class Prepared(NamedTuple):
@@ -56,7 +54,7 @@ class Preparation:
             masked_L,
             labels_L,
             self._group(item),
-            rng.random(DRAWS),
+            rng.random(len(Draw)),
         )
 
     def collate(self, items: list[Prepared]) -> Batch:

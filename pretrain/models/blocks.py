@@ -31,11 +31,11 @@ class Attention(nn.Module):
         """What does not depend on the queries: two float [B, H, S, D / H]."""
         return self._split(self.key(keys_BSC)), self._split(self.value(keys_BSC))
 
-    def forward(self, x_BLD: Tensor, keys_and_values: tuple[Tensor, Tensor], mask_BS: Tensor) -> Tensor:
-        """Attends from `x_BLD` where `mask_BS` is True; float [B, L, D]."""
+    def forward(self, x_BLD: Tensor, keys_and_values: tuple[Tensor, Tensor], mask_B1LS: Tensor) -> Tensor:
+        """Attends from `x_BLD` where `mask_B1LS` is True (size 1 where all queries see the same); float [B, L, D]."""
         q_BHLd, (k_BHSd, v_BHSd) = self._split(self.query(x_BLD)), keys_and_values
         dropout = self.dropout if self.training else 0.0
-        mixed_BHLd = F.scaled_dot_product_attention(q_BHLd, k_BHSd, v_BHSd, mask_BS[:, None, None, :], dropout)
+        mixed_BHLd = F.scaled_dot_product_attention(q_BHLd, k_BHSd, v_BHSd, mask_B1LS, dropout)
         return self.out(mixed_BHLd.transpose(1, 2).flatten(2))
 
     def _split(self, x_BTD: Tensor) -> Tensor:
@@ -61,14 +61,14 @@ class CrossBlock(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor, mask_BL: Tensor, other: tuple[Tensor, Tensor], other_mask_BS: Tensor) -> Tensor:
-        """`other` is `cross_attention.keys_and_values` of the other modality."""
+    def forward(self, x_BLD: Tensor, mask_B1LL: Tensor, other: tuple[Tensor, Tensor], mask_B1LS: Tensor) -> Tensor:
+        """`other` is `cross_attention.keys_and_values` of the other modality, `mask_B1LS` what is there of it."""
 
         def attend(x_BLD: Tensor) -> Tensor:
-            return self.self_attention(x_BLD, self.self_attention.keys_and_values(x_BLD), mask_BL)
+            return self.self_attention(x_BLD, self.self_attention.keys_and_values(x_BLD), mask_B1LL)
 
         x_BLD = self._residual(0, x_BLD, attend)
-        x_BLD = self._residual(1, x_BLD, lambda x_BLD: self.cross_attention(x_BLD, other, other_mask_BS))
+        x_BLD = self._residual(1, x_BLD, lambda x_BLD: self.cross_attention(x_BLD, other, mask_B1LS))
         return self._residual(2, x_BLD, self.feed_forward)
 
     def _residual(self, index: int, x_BLD: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:

@@ -43,10 +43,11 @@ class FusionConfig(Section):
 
 
 class ModelConfig(Section):
-    """trunk x visual embedder x text embedder; `embedding_dim` is the size of the shared space of the two sides."""
+    """trunk x visual embedder x text embedder; `embedding_dim` is the size of the shared space of both sides, null for
+    none."""
 
     image_size: int = Field(224, ge=16)
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
-    embedding_dim: int = Field(256, ge=8)
+    embedding_dim: int | None = Field(256, ge=8)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.distributed import gather
+from pretrain.models.interface import ModelShape
 from pretrain.objectives.config import ITCConfig
 from pretrain.objectives.views import Views
 from pretrain.precision import full
@@ -47,9 +48,9 @@ def contrastive_loss(
 class ITC(nn.Module):
     """Owns the temperature, learned in log space."""
 
-    masked = False
+    reads = ("text", "image")
 
-    def __init__(self, config: ITCConfig, width: int, vocabulary: int) -> None:
+    def __init__(self, config: ITCConfig, shape: ModelShape) -> None:
         super().__init__()
         self.config = config
         # Shape [1]: DeepSpeed refuses parameters without dimensions.

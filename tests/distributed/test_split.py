@@ -18,7 +18,7 @@ PAIRS = 8
 
 def part(batch: Batch, rank: int, world: int) -> Batch:
     rows = slice(rank * PAIRS // world, (rank + 1) * PAIRS // world)
-    cut = {name: value[rows] for name, value in vars(batch).items()}
+    cut = {name: value[rows] for name, value in vars(batch).items() if value is not None}
     longest = int(cut["token_mask_BL"].sum(1).max())  # a rank pads to its own longest text
     texts = {n: cut[n][:, :longest] for n in ("token_ids_BL", "token_mask_BL", "masked_ids_BL", "masked_labels_BL")}
     return Batch(**(cut | texts))

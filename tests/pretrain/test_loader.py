@@ -28,7 +28,8 @@ def batches(config, count: int, **how) -> list[Batch]:
 
 def assert_equal(one: Batch, other: Batch) -> None:
     for field in fields(Batch):
-        assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+        left, right = getattr(one, field.name), getattr(other, field.name)
+        assert (left is right is None) or torch.equal(left, right), field.name
 
 
 def together(parts: list[Batch]) -> Batch:
@@ -36,8 +37,10 @@ def together(parts: list[Batch]) -> Batch:
     longest = max(part.token_ids_BL.shape[1] for part in parts)
     fill = {"masked_labels_BL": IGNORE}
 
-    def joined(name: str) -> torch.Tensor:
+    def joined(name: str) -> torch.Tensor | None:
         values = [getattr(part, name) for part in parts]
+        if values[0] is None:
+            return None
         if not name.endswith("_BL"):
             return torch.cat(values)
         padded = [torch.nn.functional.pad(v, (0, longest - v.shape[1]), value=fill.get(name, 0)) for v in values]
