@@ -61,7 +61,7 @@ class OptimConfig(Section):
 HOMES = {
     "train_batch_size": "data.global_batch",
     "train_micro_batch_size_per_gpu": "data.global_batch",
-    "gradient_accumulation_steps": "data.global_batch",
+    "gradient_accumulation_steps": "engine.accumulation",
     "gradient_clipping": "optim.clip",
     "bf16": "engine.precision",
     "torch_autocast": "engine.precision",
@@ -75,11 +75,14 @@ class EngineConfig(Section):
     """How DeepSpeed runs the step.
 
     `precision` `bf16` is autocast: layers multiply in bfloat16; weights, gradients and optimizer stay float32.
+    `accumulation` divides each rank's part of the global batch into this many micro batches: the same step in less
+    memory, for one more forward.
     `deepspeed` is merged into DeepSpeed's configuration, for keys this file does not name.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = Field(1, ge=1)
     deepspeed: dict[str, Any] = Field({})
 
     @field_validator("deepspeed")

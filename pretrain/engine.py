@@ -16,10 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.settings import merge
+from pretrain.task import Task
 from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
@@ -83,10 +85,11 @@ class Engine:
     """A task that can take steps.
 
     Args:
-        task: A module whose forward maps a `Batch` to named losses with their sum under `loss`.
+        task: Arranged here as `config.engine` says.
     """
 
-    def __init__(self, task: nn.Module, config: PretrainConfig) -> None:
+    def __init__(self, task: Task, config: PretrainConfig) -> None:
+        arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
