@@ -19,6 +19,7 @@ from pretrain import distributed
 from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
+from pretrain.ema import Ema
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.settings import merge
 from pretrain.task import Task
@@ -96,6 +97,7 @@ class Engine:
         )
         self.zero = config.engine.zero
         self._optimizer = optimizer
+        self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
     def step(self, batch: Batch, lr: float, stop: bool = False) -> Stepped:
         """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
@@ -124,6 +126,8 @@ class Engine:
             self._engine.zero_grad()
             return False
         self._engine.step()
+        if self.ema and self._engine.was_step_applied():
+            self.ema.update()
         return self._engine.was_step_applied() or self._engine.fp16_enabled()
 
     def save(self, folder: Path) -> None:
