@@ -9,6 +9,7 @@ from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+BETAS = (0.9, 0.98)
 
 
 class AugmentConfig(Section):
@@ -96,23 +97,40 @@ _MIXTURE = TypeAdapter(list[WeightedShards])
 
 
 class OptimConfig(Section):
-    """AdamW with linear warm-up and cosine, linear or no decay to `final_lr`."""
+    """The optimizer, with linear warm-up and cosine, linear or no decay to `final_lr`.
 
+    `betas` are AdamW's, `momentum` is SGD's. `layer_decay` multiplies the learning rate once more for each block that
+    lies between a parameter and the heads. `ema` keeps a float32 average of the weights, of which each step forgets
+    `1 - ema`; it starts from the initial weights and goes into checkpoints as ema.safetensors.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     final_lr: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.02, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = BETAS
+    momentum: float | None = Field(None, ge=0, lt=1)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 leaves gradients alone.")
     multipliers: dict[str, float] = Field({}, description="Parameter-name prefix -> factor on the learning rate.")
+    layer_decay: float = Field(1.0, gt=0, le=1)
     freeze: list[str] = Field([], description="Parameter-name prefixes that are not trained.")
+    ema: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _settings_of_this_optimizer(self) -> "OptimConfig":
+        if self.momentum is not None and self.name != "sgd":
+            raise ValueError(f"`optim.momentum` (={self.momentum}) is for `optim.name` sgd, not {self.name}")
+        if self.betas != BETAS and self.name == "sgd":
+            raise ValueError(f"`optim.betas` (={list(self.betas)}) is for `optim.name` adamw, not sgd")
+        return self
 
 
 HOMES = {
     "train_batch_size": "data.global_batch",
     "train_micro_batch_size_per_gpu": "data.global_batch",
-    "gradient_accumulation_steps": "data.global_batch",
+    "gradient_accumulation_steps": "engine.accumulation",
     "gradient_clipping": "optim.clip",
     "bf16": "engine.precision",
     "torch_autocast": "engine.precision",
@@ -126,11 +144,14 @@ class EngineConfig(Section):
     """How DeepSpeed runs the step.
 
     `precision` `bf16` is autocast: layers multiply in bfloat16; weights, gradients and optimizer stay float32.
+    `accumulation` divides each rank's part of the global batch into this many micro batches: the same step in less
+    memory, for one more forward.
     `deepspeed` is merged into DeepSpeed's configuration, for keys this file does not name.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = Field(1, ge=1)
     deepspeed: dict[str, Any] = Field({})
 
     @field_validator("deepspeed")

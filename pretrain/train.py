@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 
 from pretrain import distributed
+from pretrain.arrange import arrange
 from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
 from pretrain.config import PretrainConfig, WeightedShards
 from pretrain.data.loader import Preparation, check_inputs
@@ -43,6 +44,11 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     world = world_from_environment()
     if config.data.global_batch % world:
         raise UserError(f"`global_batch` (={config.data.global_batch}) must be divisible by `world_size` (={world})")
+    if config.data.global_batch // world % config.engine.accumulation:
+        raise UserError(
+            f"`engine.accumulation` (={config.engine.accumulation}) must divide each rank's part of the global batch "
+            f"(={config.data.global_batch // world})"
+        )
     if not any(vars(config.objectives).values()):
         raise UserError("`objectives` names none: give at least one of itc, itm, mlm")
     if source is None and not config.data.shards:
@@ -78,6 +84,7 @@ def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | N
             f"of the text encoder"
         )
     freeze(task, config.optim.freeze)
+    arrange(task, config.engine)
     build_optimizer(task, config.optim)
     known = initial.task.state_dict() if initial else task.state_dict()
     if lost := [f"model.{name}" for name in task.model.state_dict() if f"model.{name}" not in known]:
