@@ -9,9 +9,10 @@ from typing import NoReturn
 import torch
 
 from pretrain import distributed
+from pretrain.arrange import arrange
 from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
-from pretrain.config import PretrainConfig, WeightedShards
-from pretrain.data.loader import Preparation, check_group
+from pretrain.config import DataConfig, PretrainConfig, WeightedShards
+from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, start_process_group, world_from_environment
 from pretrain.metrics import reporting
@@ -19,6 +20,7 @@ from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import Task, outline
+from shards.cache import FileCache
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.selection import Selected
@@ -43,24 +45,31 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     world = world_from_environment()
     if config.data.global_batch % world:
         raise UserError(f"`global_batch` (={config.data.global_batch}) must be divisible by `world_size` (={world})")
+    if config.data.global_batch // world % config.engine.accumulation:
+        raise UserError(
+            f"`engine.accumulation` (={config.engine.accumulation}) must divide each rank's part of the global batch "
+            f"(={config.data.global_batch // world})"
+        )
     if not any(vars(config.objectives).values()):
         raise UserError("`objectives` names none: give at least one of itc, itm, mlm")
     if source is None and not config.data.shards:
         raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
-    weighted = _opened(config.data.shards) if source is None else [(source, 1.0)]
+    weighted = _opened(config.data) if source is None else [(source, 1.0)]
     for part, _ in weighted:
         if not len(part):
             raise UserError(f"`source` (={part.name}) must hold at least one pair")
-        check_group(config.data.group_by, part[0])
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
+    for part, _ in weighted:
+        check_inputs(config, tokenizer, part[0])
     _check_task(config, len(tokenizer), initial)
     check_folder(config, world)
     return Inputs(list(weighted), tokenizer)
 
 
-def _opened(shards: str | list[WeightedShards]) -> list[tuple[Source, float]]:
-    parts = [WeightedShards(place=shards)] if isinstance(shards, str) else shards
-    return [(_selected(ShardSet(part.place), part.selection), part.weight) for part in parts]
+def _opened(data: DataConfig) -> list[tuple[Source, float]]:
+    parts = [WeightedShards(place=data.shards)] if isinstance(data.shards, str) else data.shards
+    cache = FileCache(data.cache, int(data.cache_gigabytes * 1e9)) if data.cache else None
+    return [(_selected(ShardSet(part.place, cache), part.selection), part.weight) for part in parts]
 
 
 def _selected(shards: ShardSet, selection: str | None) -> Source:
@@ -77,6 +86,7 @@ def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | N
             f"of the text encoder"
         )
     freeze(task, config.optim.freeze)
+    arrange(task, config.engine)
     build_optimizer(task, config.optim)
     known = initial.task.state_dict() if initial else task.state_dict()
     if lost := [f"model.{name}" for name in task.model.state_dict() if f"model.{name}" not in known]:
@@ -159,6 +169,7 @@ def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
         seed=config.run.seed,
         transform=preparation.transform,
         collate=preparation.collate,
+        damage_budget=config.data.damage_budget,
         worker_init=spare_worker,
     )
 

@@ -1,5 +1,7 @@
 """A shard set without the samples that a selection list leaves out, as a source of its own.
 
+    shards filter DIR --list FILE -> FILE -> Selected(ShardSet(DIR), FILE) -> stream
+
 A selection list is a parquet file with the columns `shard` (string: the first 16 hex digits of the shard's sha256, as
 in a sample's identity) and `ordinal` (integer: place in the shard), one row for each sample that is kept, in any order.
 Memory is one bit per sample of the shard set.
@@ -18,9 +20,25 @@ import pyarrow.parquet as pq
 from shards.errors import UserError
 from shards.reader import ShardSet, locate
 from shards.sample import Identity, Sample
+from shards.storage import write_atomically
 
+DIGEST = 16
 EXPANDED = 64
 """Shards whose kept ordinals are held as a list at a time: four windows of the stream's order."""
+
+
+def write_selection(shards: ShardSet, kept_N: np.ndarray, path: Path) -> None:
+    """Writes the list of the samples with the indices `kept_N`, int64 [N]."""
+    starts_S = np.array([0, *accumulate(shards.shard_sizes)])
+    number_N = np.searchsorted(starts_S, kept_N, side="right") - 1
+    digests = pa.array([entry.sha256[:DIGEST] for entry in shards.manifest.shards])
+    columns = {
+        "shard": digests.take(pa.array(number_N)),
+        "ordinal": pa.array(kept_N - starts_S[number_N], pa.int64()),
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
 
 
 class Selected:
@@ -80,7 +98,7 @@ class Selected:
 def _read_bits(shards: ShardSet, path: Path) -> list[np.ndarray]:
     """One bit per sample of each shard, uint8 [ceil(samples / 8)], set for the kept ones."""
     sizes = shards.shard_sizes
-    numbers = {entry.sha256[:16]: number for number, entry in enumerate(shards.manifest.shards)}
+    numbers = {entry.sha256[:DIGEST]: number for number, entry in enumerate(shards.manifest.shards)}
     bits = [np.zeros(-(-size // 8), dtype=np.uint8) for size in sizes]
     try:
         with pq.ParquetFile(path) as file:

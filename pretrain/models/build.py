@@ -1,14 +1,16 @@
 """The composition: an image encoder, a text encoder, a shared space, and a trunk."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
+from pretrain.models.joint import Joint
 from pretrain.models.text import TextEncoder, self_contained_text
-from pretrain.models.vision import ImageEncoder
+from pretrain.models.tower import visual_embedder
+
+Trunk = Joint | TextQueriesImage
 
 
 class DuoModel(nn.Module):
@@ -20,7 +22,7 @@ class DuoModel(nn.Module):
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()
-        self.vision = ImageEncoder(config.vision, config.image_size)
+        self.vision = visual_embedder(config.vision, config.image_size)
         self.text = TextEncoder(config.text, vocabulary)
         self.image_projection = _projection(self.vision.pooled_width, config.embedding_dim)
         self.text_projection = _projection(self.text.width, config.embedding_dim)
@@ -28,8 +30,11 @@ class DuoModel(nn.Module):
         self.shape = ModelShape(
             width=self.text.width,
             image_width=self.vision.width,
+            pooled_width=self.text.width if self.fusion is None else self.fusion.pooler.width,
             vocabulary=len(self.word_embedding_VD),
             embedding_dim=config.embedding_dim,
+            region_dim=config.vision.region.features if config.vision.region else None,
+            image_prefix=self.vision.prefix,
         )
 
     @property
@@ -37,9 +42,8 @@ class DuoModel(nn.Module):
         return self.text.word_embedding_VD
 
     def encode_image(self, image: ImageInput) -> Encoded:
-        tokens_BND, pooled_BD = self.vision(image.pixels_BHWC)
-        mask_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
-        return Encoded(tokens_BND, mask_BN, self._share(self.image_projection, pooled_BD))
+        tokens_BND, mask_BN, pooled_BP = self.vision(image)
+        return Encoded(tokens_BND, mask_BN, self._share(self.image_projection, pooled_BP))
 
     def encode_text(self, text: TextInput, causal: bool = False) -> Encoded:
         tokens_BLD, pooled_BD = self.text(text, causal)
@@ -55,7 +59,7 @@ class DuoModel(nn.Module):
     def _share(self, projection: nn.Module, pooled_BD: Tensor) -> Tensor | None:
         return None if self.shape.embedding_dim is None else F.normalize(projection(pooled_BD), dim=-1)
 
-    def _fusing(self) -> TextQueriesImage:
+    def _fusing(self) -> Trunk:
         if self.fusion is None:
             raise ValueError("a model with `model.fusion.trunk` (=none) cannot fuse")
         return self.fusion
@@ -75,8 +79,10 @@ def _projection(width: int, embedding_dim: int | None) -> nn.Module:
     return nn.Identity() if embedding_dim is None else nn.Linear(width, embedding_dim)
 
 
-def _trunk(config: ModelConfig, text_width: int, image_width: int) -> TextQueriesImage | None:
+def _trunk(config: ModelConfig, text_width: int, image_width: int) -> Trunk | None:
     match config.fusion.trunk:
+        case "joint":
+            return Joint(config.fusion, text_width, image_width)
         case "text_queries_image":
             return TextQueriesImage(config.fusion, text_width, image_width)
         case "none":

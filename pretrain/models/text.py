@@ -12,8 +12,8 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from pretrain.models.config import TextConfig
-from pretrain.models.fusion import self_attention_mask
 from pretrain.models.interface import TextInput
+from pretrain.models.masks import text_mask
 from pretrain.places import locate
 from shards.errors import UserError, nearest
 
@@ -35,7 +35,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens float [B, L, D] and pooled float [B, D]."""
-        mask = self_attention_mask(text.mask_BL, causal) if causal else text.mask_BL
+        mask = text_mask(text.mask_BL, causal) if causal else text.mask_BL
         tokens_BLD = self.bert(
             input_ids=text.ids_BL, attention_mask=mask, token_type_ids=text.segments_BL
         ).last_hidden_state

@@ -58,7 +58,7 @@ class ITM(nn.Module):
     def __init__(self, config: ITMConfig, shape: ModelShape) -> None:
         super().__init__()
         self.config = config
-        self.head = nn.Linear(shape.width, 2)
+        self.head = nn.Linear(shape.pooled_width, 2)
 
     def score(self, fused: Fused) -> Tensor:
         """Log-odds of a match, float [B]."""

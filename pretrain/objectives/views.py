@@ -144,8 +144,15 @@ class Views:
         hidden_BK = batch.masked_regions_BK
         if hidden_BK is not None and name == "image":
             hidden_BK = hidden_BK.new_zeros(hidden_BK.shape)
-        boxes_BK4, mask_BK = batch.region_boxes_BK4, batch.region_mask_BK
-        return ImageInput(batch.pixels_BHWC, batch.region_features_BKF, boxes_BK4, mask_BK, hidden_BK)
+        return ImageInput(
+            pixels_BHWC=batch.pixels_BHWC,
+            features_BKF=batch.region_features_BKF,
+            boxes_BK4=batch.region_boxes_BK4,
+            mask_BK=batch.region_mask_BK,
+            hidden_BK=hidden_BK,
+            probabilities_BKC=batch.region_probabilities_BKC,
+            sizes_B2=batch.image_sizes_B2,
+        )
 
     def _encode_texts(self, texts: Sequence[TextInput]) -> Encoded:
         return self.model.encode_text(TextInput.concatenate(texts))

@@ -81,7 +81,7 @@ def test_overrides_are_yaml_values(override, read):
         ("run.steps", r"`run\.steps` must have the form dotted\.key=value"),
         ("=3", r"`=3` must have the form dotted\.key=value"),
         ("optim.freeze=[a", r"`optim\.freeze` \(=\[a\) is not a YAML value"),
-        ("engine.deepspeed={gradient_accumulation_steps: 2}", r"is derived: set `data\.global_batch`"),
+        ("engine.deepspeed={gradient_accumulation_steps: 2}", r"is derived: set `engine\.accumulation`"),
         ("engine.deepspeed={zero_optimization: {stage: 3}}", r"is derived: set `engine\.zero`"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from shards.errors import UserError
 from shards.reader import ShardSet
-from shards.selection import Selected
+from shards.selection import Selected, write_selection
 from shards.stream import ShardStream, StreamedSample
 
 
@@ -35,6 +35,15 @@ def test_the_kept_samples_in_their_order(kept: list[int], shard_folder: Path, tm
         assert one.shard_sizes == [sum(8 * n <= i < 8 * n + 8 for i in kept) for n in range(7)]
     with pytest.raises(IndexError):
         selected[len(kept)]
+
+
+def test_a_list_of_ours_names_identities(shard_folder: Path, tmp_path: Path) -> None:
+    shards, kept = ShardSet(shard_folder), [0, 7, 8, 31, 49]
+    write_selection(shards, np.array(kept), tmp_path / "ours.parquet")
+    rows = pq.read_table(tmp_path / "ours.parquet").to_pylist()
+    assert [(row["shard"], row["ordinal"]) for row in rows] == [shards.identity(index) for index in kept]
+    selected = Selected(shards, tmp_path / "ours.parquet")
+    assert [selected.identity(i) for i in range(len(selected))] == [shards.identity(index) for index in kept]
 
 
 def test_a_stream_of_the_kept_samples(shard_folder: Path, tmp_path: Path) -> None:
