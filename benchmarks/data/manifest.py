@@ -3,8 +3,8 @@
     python benchmarks/data/manifest.py [--shards 40000] [--samples 10000] [--rounds 5]
 
 One real shard of `--samples` tiny pictures stands, through hard links, under the names of all shards; the manifest
-gives each a digest of its own. Every round is a fresh process that opens a stream, goes on at 90 % of an epoch and reads
-a batch there. For comparison, the same number of shards with a tenth of the samples.
+gives each a digest of its own. Every round is a fresh process that opens a stream, goes on at 90 % of an epoch and
+reads a batch there. For comparison, the same number of shards with a tenth of the samples.
 """
 
 import argparse
