@@ -9,6 +9,7 @@ from pretrain.models.blocks import Activation, BlockShape, Norm
 from pretrain.settings import Section
 
 Boxes = Literal["box4", "box5", "box6", "box7"]
+TextKind = Literal["bert", "roberta", "clip"]
 Trunk = Literal["joint", "co_attention", "text_queries_image", "encoder_decoder", "none"]
 Pooler = Literal["first", "tanh", "product", "concatenate"]
 
@@ -101,15 +102,20 @@ class VisionConfig(Section):
 
 
 class TextConfig(Section):
-    """A BERT-shaped text encoder from transformers; without layers (`num_hidden_layers: 0`) it only embeds.
+    """A text encoder of transformers: `bert`, `roberta`, or `clip` (whose tokens see only what stands before them).
+    Without layers (`num_hidden_layers: 0`) it only embeds.
 
-    `options` are fields of `transformers.BertConfig`. `weights` is null for random, else a local folder or
-    `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives the
-    shape."""
+    `options` are fields of the kind's configuration class in transformers. `weights` is null for random, else a local
+    folder or `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives
+    the shape. `pooling` says what stands for the text: the first token (`cls`), the `last`, or the `mean`. `width` adds
+    a linear layer to that width.
+    """
 
+    kind: TextKind = "bert"
     options: dict[str, Any] = Field({})
     weights: str | None = None
-    pooling: Literal["cls", "mean"] = "cls"
+    pooling: Literal["cls", "last", "mean"] = "cls"
+    width: int | None = Field(None, ge=1)
 
 
 class CoAttentionConfig(Section):
