@@ -175,11 +175,15 @@ class FusionConfig(BlocksConfig):
 
 
 class ModelConfig(Section):
-    """trunk x visual embedder x text embedder; `embedding_dim` is the size of the shared space of both sides, null for
-    none."""
+    """trunk x visual embedder x text embedder.
+
+    `embedding_dim` is the size of the shared space that both sides are projected to, null for none; `projection_bias`
+    false leaves out the biases there (CLIP).
+    """
 
     image_size: int = Field(224, ge=16)
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
     embedding_dim: int | None = Field(256, ge=8)
+    projection_bias: bool = True

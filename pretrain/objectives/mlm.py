@@ -32,7 +32,7 @@ class MLM(nn.Module):
         super().__init__()
         self.config = config
         width = shape.width
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, shape.eps))
         self.bias = nn.Parameter(torch.zeros(shape.vocabulary))
 
     def forward(self, views: Views) -> Tensor:
