@@ -12,11 +12,10 @@ from torch import Tensor
 from pretrain.batch import Batch, Draw
 from pretrain.config import PretrainConfig
 from pretrain.data.labels import RegionVocabulary
-from pretrain.data.masking import IGNORE, mask_tokens
+from pretrain.data.masking import IGNORE, choose, mask_tokens
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
 from pretrain.data.tokenizer import Text, Tokenizer
 from pretrain.data.transforms import training_pixels
-from pretrain.stop import spare_worker
 from shards.errors import UserError
 from shards.sample import Sample
 from shards.stream import StreamedSample
@@ -77,7 +76,6 @@ class Preparation:
         return RegionVocabulary.read(regions.labels) if regions and regions.labels else RegionVocabulary((), ())
 
     def transform(self, item: StreamedSample) -> Prepared:
-        spare_worker()  # here, because nothing of ours runs in a worker before
         sample, rng = item.sample, item.rng()
         check_sample(self.config, sample)
         text = self._text(sample, rng)
@@ -136,11 +134,12 @@ class Preparation:
         return " ".join(sample.captions[i] for i in rng.permutation(len(sample.captions)))
 
     def _mask(self, token_ids_L: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        if self.config.objectives.mlm is None:
+        config = self.config.objectives.mlm
+        if config is None:
             return token_ids_L, np.full_like(token_ids_L, IGNORE)
-        special_L = self.tokenizer.special(token_ids_L)
-        probability = self.config.objectives.mlm.probability
-        return mask_tokens(token_ids_L, special_L, self.tokenizer.mask_id, len(self.tokenizer), probability, rng)
+        probability_L = np.full(len(token_ids_L), config.probability)
+        chosen_L = choose(self.tokenizer.words(token_ids_L), probability_L, config.unit, rng)
+        return mask_tokens(token_ids_L, chosen_L, self.tokenizer.mask_id, len(self.tokenizer), rng)
 
     def _group(self, item: StreamedSample) -> int:
         """63 bits of the group's name, or of the sample's identity: the same on every rank and in every run."""
