@@ -28,9 +28,10 @@ CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 def lxmert() -> LxmertForPreTraining:
     layers = {"l_layers": 3, "r_layers": 2, "x_layers": 2}
-    return shake(
-        LxmertForPreTraining(LxmertConfig(vocab_size=VOCABULARY, visual_feat_dim=10, **layers, **BERT, **CALM))
-    )
+    model = LxmertForPreTraining(LxmertConfig(vocab_size=VOCABULARY, visual_feat_dim=10, **layers, **BERT, **CALM))
+    for table in (model.lxmert.embeddings.position_embeddings, model.lxmert.embeddings.token_type_embeddings):
+        table.padding_idx = None  # that of words, given to these too: it only keeps row 0 from learning
+    return shake(model)
 
 
 def task() -> Task:
