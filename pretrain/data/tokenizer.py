@@ -49,7 +49,7 @@ class Tokenizer:
 
     def words(self, token_ids_L: np.ndarray) -> np.ndarray:
         """int64 [L], the number of each token's word; -1 for special tokens."""
-        tokens = [self._backend.id_to_token(number) for number in token_ids_L.tolist()]
+        tokens = [self._backend.id_to_token(number) or "" for number in token_ids_L.tolist()]
         return word_numbers(tokens, self.special(token_ids_L), self._marks)
 
     @cached_property
