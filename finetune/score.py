@@ -17,7 +17,8 @@ from torch import Tensor
 from finetune.recall import Indices, Scores
 from finetune.retrieval import RetrievalSet
 from pretrain.checkpoint import Checkpoint
-from pretrain.models.interface import Encoded, ImageInput, TextInput
+from pretrain.data.images import evaluation_images
+from pretrain.models.interface import Encoded, TextInput
 from shards.console import Progress, progress
 
 
@@ -117,8 +118,8 @@ class Scorer:
         return scores_P
 
     def _encode_images(self, images: Indices) -> Encoded:
-        pixels_BHWC = self.data.pixels(images, self.checkpoint.config.model.image_size)
-        return self.checkpoint.task.model.encode_image(ImageInput(pixels_BHWC).to(self.device))
+        inputs = evaluation_images([self.data.source[int(image)] for image in images], self.checkpoint.config)
+        return self.checkpoint.task.model.encode_image(inputs.to(self.device))
 
     def _encode_texts(self) -> Texts:
         """Encodes the distinct texts sorted by their number of words, a cheap stand-in for tokens."""

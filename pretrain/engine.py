@@ -20,6 +20,7 @@ from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.settings import merge
+from pretrain.task import Task
 from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
@@ -80,13 +81,10 @@ def start_process_group() -> torch.device:
 
 
 class Engine:
-    """A task that can take steps.
+    """A task that can take steps."""
 
-    Args:
-        task: A module whose forward maps a `Batch` to named losses with their sum under `loss`.
-    """
-
-    def __init__(self, task: nn.Module, config: PretrainConfig) -> None:
+    def __init__(self, task: Task, config: PretrainConfig) -> None:
+        self.task = task
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
@@ -109,6 +107,7 @@ class Engine:
         set_lr(self._engine.optimizer, lr)
         if not self._move():
             raise NonFinite("the gradient is not finite; the optimizer has not moved")
+        self.task.end()
         return stepped
 
     def _move(self) -> bool:

@@ -11,14 +11,14 @@ import torch
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
 from pretrain.config import PretrainConfig
-from pretrain.data.loader import Preparation, check_group
+from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, start_process_group, world_from_environment
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
 from pretrain.stop import Interrupted, listening
-from pretrain.task import Task, outline
+from pretrain.task import OBJECTIVES, Task, outline
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.sources.base import Source
@@ -42,15 +42,15 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     world = world_from_environment()
     if config.data.global_batch % world:
         raise UserError(f"`global_batch` (={config.data.global_batch}) must be divisible by `world_size` (={world})")
-    if not any(vars(config.objectives).values()):
-        raise UserError("`objectives` names none: give at least one of itc, itm, mlm")
+    if not config.objectives.chosen:
+        raise UserError(f"`objectives` names none: give at least one of {', '.join(OBJECTIVES)}")
     if source is None and not config.data.shards:
         raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
     source = ShardSet(Path(config.data.shards)) if source is None else source
     if not len(source):
         raise UserError(f"`source` (={source.name}) must hold at least one pair")
-    check_group(config.data.group_by, source[0])
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
+    check_inputs(config, tokenizer, source[0])
     _check_task(config, len(tokenizer), initial)
     check_folder(config, world)
     return Inputs(source, tokenizer)
@@ -103,6 +103,8 @@ def load_initial(task: Task, initial: Checkpoint) -> None:
     """Copies the model and every head that both have."""
     known = initial.task.state_dict()
     task.load_state_dict({k: v for k, v in known.items() if k in task.state_dict()}, strict=False)
+    if initial.task.momentum is None:
+        task.start_momentum()
 
 
 def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device) -> Path:
@@ -118,6 +120,7 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
             batch = next(batches)
             waited = time.monotonic() - before
             lr = learning_rate(step, run.steps, config.optim)
+            engine.task.begin(run.seed, step)
             stepped = engine.step(batch.to(device), lr, stop=request.asked)
             done, last = step + 1, step + 1 == run.steps
             metrics.add(stepped.losses, batch_size, waited)
@@ -138,7 +141,7 @@ def _leave(done: int, steps: int) -> NoReturn:
 
 
 def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
-    preparation = Preparation(config, inputs.tokenizer)
+    preparation = Preparation(config, inputs.tokenizer, inputs.source)
     return ShardStream(
         inputs.source,
         config.data.global_batch,

@@ -3,14 +3,16 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.models.co_attention import CoAttention
 from pretrain.models.config import ModelConfig
+from pretrain.models.encoder_decoder import EncoderDecoder
 from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
 from pretrain.models.joint import Joint
 from pretrain.models.text import TextEncoder, self_contained_text
 from pretrain.models.tower import visual_embedder
 
-Trunk = Joint | TextQueriesImage
+Trunk = Joint | CoAttention | TextQueriesImage | EncoderDecoder
 
 
 class DuoModel(nn.Module):
@@ -83,6 +85,10 @@ def _trunk(config: ModelConfig, text_width: int, image_width: int) -> Trunk | No
     match config.fusion.trunk:
         case "joint":
             return Joint(config.fusion, text_width, image_width)
+        case "co_attention":
+            return CoAttention(config.fusion, text_width, image_width)
+        case "encoder_decoder":
+            return EncoderDecoder(config.fusion, text_width, image_width)
         case "text_queries_image":
             return TextQueriesImage(config.fusion, text_width, image_width)
         case "none":
