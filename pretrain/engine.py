@@ -16,8 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
+from pretrain.ema import Ema
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.settings import merge
 from pretrain.task import Task
@@ -81,16 +83,22 @@ def start_process_group() -> torch.device:
 
 
 class Engine:
-    """A task that can take steps."""
+    """A task that can take steps.
+
+    Args:
+        task: Arranged here as `config.engine` says.
+    """
 
     def __init__(self, task: Task, config: PretrainConfig) -> None:
         self.task = task
+        arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
         )
         self.zero = config.engine.zero
         self._optimizer = optimizer
+        self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
     def step(self, batch: Batch, lr: float, stop: bool = False) -> Stepped:
         """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
@@ -120,6 +128,8 @@ class Engine:
             self._engine.zero_grad()
             return False
         self._engine.step()
+        if self.ema and self._engine.was_step_applied():
+            self.ema.update()
         return self._engine.was_step_applied() or self._engine.fp16_enabled()
 
     def save(self, folder: Path) -> None:

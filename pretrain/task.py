@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.batch import Batch
+from pretrain.micro import MicroBatched
 from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import ModelConfig
+from pretrain.models.interface import VisionLanguageModel
 from pretrain.momentum import Momentum
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.objectives.itc import ITC
@@ -51,6 +53,7 @@ class Task(nn.Module):
             {name: OBJECTIVES[name](config, self.model.shape) for name, config in objectives.chosen.items()}
         )
         self.momentum = Momentum(objectives.momentum, self.model, self._heads()) if objectives.momentum else None
+        self.micro_batches = 1  # the engine decides how much of a batch is held at a time
         self._active = list(objectives.chosen)
 
     def begin(self, seed: int, step: int) -> None:
@@ -61,7 +64,7 @@ class Task(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns each objective's loss and, as `loss`, their weighted sum; each a float scalar of this rank's part."""
         active = self._named(self._active)
-        views = Views(self.model, batch, _reads(active), self._teacher(batch))
+        views = Views(self._sized(self.model, batch), batch, _reads(active), self._teacher(batch))
         losses = {name: objective(views) for name, objective in active.items()}
         weights = self.config.chosen
         return {"loss": sum(weights[name].weight * loss for name, loss in losses.items()), **losses}
@@ -81,7 +84,12 @@ class Task(nn.Module):
         if momentum is None:
             return None
         followers = {name: one for name, one in self._followers().items() if name in self._active}
-        return Teacher(Views(momentum.model, batch, _reads(followers)), momentum.heads, momentum.alpha)
+        views = Views(self._sized(momentum.model, batch), batch, _reads(followers))
+        return Teacher(views, momentum.heads, momentum.alpha)
+
+    def _sized(self, model: DuoModel, batch: Batch) -> VisionLanguageModel:
+        rows = len(batch) // self.micro_batches
+        return model if self.micro_batches == 1 else MicroBatched(model, rows)
 
     def _heads(self) -> dict[str, Objective]:
         """What the momentum towers copy beside the model: heads whose predictions are distilled."""

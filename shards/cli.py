@@ -1,13 +1,28 @@
-"""The `shards` command: build (see `shards.cli_build`), verify, tokenizer."""
+"""The `shards` command: build (see `shards.cli_build`), manifest, filter, verify, tokenizer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.cli_build import Json, build, print_result
+from shards.cli_build import (
+    ExecutorOption,
+    FilterOption,
+    Json,
+    Overwrite,
+    PerShard,
+    Preset,
+    Resume,
+    Workers,
+    build,
+    build_source,
+    print_result,
+)
 from shards.console import progress, run
 from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from shards.reader import ShardSet
 
 app = typer.Typer(
     help="Image-text pairs as WebDataset shards: build, prove, use.",
@@ -16,6 +31,55 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(build, name="build")
+
+
+@app.command("manifest")
+def manifest_command(
+    folder: Annotated[Path, typer.Argument(help="A folder of WebDataset tars: img2dataset, LAION, your own.")],
+    caption_field: Annotated[str | None, typer.Option(help="Captions from this field of KEY.json.")] = None,
+    workers: Workers = 1,
+    executor: ExecutorOption = "local",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do it again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Makes a shard set of tars that are there, without changing a byte of them: an index beside each, and a manifest.
+
+    \b
+    Example:
+      shards manifest laion400m
+    """
+    from shards.executors import Executor
+    from shards.webdataset import find_tars, write_manifest
+
+    where = Executor(executor, workers)  # type: ignore[arg-type]  # Checked there.
+    with progress("manifest", len(find_tars(folder))) as bar:
+        result = write_manifest(folder, caption_field, overwrite=overwrite, executor=where, progress=bar)
+    shards = result.manifest
+    summary = {
+        "folder": str(folder),
+        "shards": len(shards.shards),
+        "samples": shards.samples,
+        "bytes": shards.bytes,
+        "digest": shards.digest,
+        "filtered": shards.filtered and shards.filtered.model_dump(),
+        "notes": dict(result.notes),
+        "faults": result.faults,
+    }
+    lines = [*result.faults, *(f"{count} {NOTES[name]}" for name, count in result.notes.items() if name in NOTES)]
+    lines += shards.filtered.lines() if shards.filtered else []
+    lines.append(f"{folder}: {len(shards.shards)} shards, {shards.samples} samples, {shards.bytes:,} bytes")
+    print_result(as_json, lambda: summary, lines)
+
+
+NOTES = {
+    "other_members": "members of other types are left out",
+    "dotted_keys": "keys have dots, and are told apart by all of them",
+    "repeated_keys": "keys stand for several samples of one tar",
+    "apart": "samples were put together from members that lie apart",
+    "json_unreadable": "members .json hold no JSON object and are left out",
+    "not_a_file": "members are links or devices and are not followed",
+}
+"""What `shards manifest` says of things that it can handle."""
 
 
 @app.command("verify")
@@ -41,6 +105,70 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("filter")
+def filter_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `shards build` finished.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for new shards of what is kept.")] = None,
+    selection: Annotated[Path | None, typer.Option("--list", help="Or a list of it, for the same shards.")] = None,
+    samples_per_shard: PerShard = 1000,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    preset: Preset = None,
+    filters: FilterOption = None,
+    workers: Workers = 1,
+    executor: ExecutorOption = "local",
+    as_json: Json = False,
+) -> None:
+    """Keeps what passes the filters: as new shards, or as a list of samples of the shards that are there.
+
+    \b
+    Example:
+      shards filter data/cc3m --preset datacomp --filter exact_duplicates=true --out data/cc3m-clean
+    """
+    from shards.reader import ShardSet
+
+    if (out is None) == (selection is None):
+        raise UserError("give one of `--out` and `--list`")
+    if not preset and not filters:
+        raise UserError("`shards filter` needs `--preset` or `--filter`")
+    if out:
+        arguments = (out, samples_per_shard, resume, overwrite, preset, filters, workers, executor, as_json)
+        build_source(ShardSet(folder), {}, *arguments)
+    elif selection:
+        _select(ShardSet(folder), selection, overwrite, preset, filters or [], workers, executor, as_json)
+
+
+def _select(
+    shards: "ShardSet",
+    out: Path,
+    overwrite: bool,
+    preset: str | None,
+    filters: list[str],
+    workers: int,
+    executor: str,
+    as_json: bool,
+) -> None:
+    from shards.executors import Executor
+    from shards.filters import parse_filters
+    from shards.scan import scan
+    from shards.selection import write_selection
+
+    _check_file(out, overwrite)
+    asked, where = parse_filters(preset, filters), Executor(executor, workers)  # type: ignore[arg-type]
+    with progress(f"filter {shards.name}", len(shards)) as bar:
+        found = scan(shards, asked, where, progress=bar)
+    write_selection(shards, found.kept, out)
+    lines = [*found.report.lines(), f"{out}: {found.report.kept} samples of {shards.folder}"]
+    print_result(as_json, lambda: {"out": str(out), "filtered": found.report.model_dump()}, lines)
+
+
+def _check_file(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise UserError(f"`out` (={out}) exists: give --overwrite to replace it")
+    if not out.parent.is_dir():
+        raise UserError(f"`out` (={out}) must lie in a folder that exists")
+
+
 @app.command("tokenizer")
 def tokenizer_command(
     folder: Annotated[Path, typer.Argument(help="A folder that `shards build` finished.")],
@@ -57,8 +185,7 @@ def tokenizer_command(
     """
     from shards.tokenizer import write_tokenizer
 
-    if out.exists() and not overwrite:
-        raise UserError(f"`out` (={out}) exists: give --overwrite to replace it")
+    _check_file(out, overwrite)
     tokens = write_tokenizer(folder, out, vocab_size)
     print_result(as_json, lambda: {"out": str(out), "tokens": tokens}, [f"{out}: {tokens} tokens"])
 

@@ -1,6 +1,7 @@
 """Samples to batches: caption choice, tokens, masking, pixels; all of it in the loader's workers."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +18,6 @@ from pretrain.data.pollution import Parts, draw_other, pollute
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
 from pretrain.data.tokenizer import Text, Tokenizer
 from pretrain.data.transforms import training_pixels
-from pretrain.stop import spare_worker
 from shards.errors import UserError
 from shards.sample import Identity, Sample
 from shards.sources.base import Source
@@ -70,12 +70,12 @@ def check_inputs(config: PretrainConfig, tokenizer: Tokenizer, sample: Sample) -
 class Preparation:
     """Turns streamed samples into one `Batch`; picklable, so that workers can carry it.
 
-    `source` is where other images' texts come from (`objectives.pollution`); without it none is polluted.
+    `sources` are where other images' texts come from (`objectives.pollution`); without them none is polluted.
     """
 
     config: PretrainConfig
     tokenizer: Tokenizer
-    source: Source | None = None
+    sources: Sequence[Source] = ()
 
     @cached_property
     def vocabulary(self) -> RegionVocabulary:
@@ -84,7 +84,6 @@ class Preparation:
         return RegionVocabulary.read(regions.labels) if regions and regions.labels else RegionVocabulary((), ())
 
     def transform(self, item: StreamedSample) -> Prepared:
-        spare_worker()  # here, because nothing of ours runs in a worker before
         sample, rng = item.sample, item.rng()
         check_sample(self.config, sample)
         parts = self._parts(item, rng)
@@ -118,11 +117,11 @@ class Preparation:
 
     def _parts(self, item: StreamedSample, rng: np.random.Generator) -> Parts:
         """Whose words make the text: the sample's own, unless it is polluted."""
-        sample, config, source = item.sample, self.config.objectives.pollution, self.source
-        if config is None or source is None:
+        sample, config = item.sample, self.config.objectives.pollution
+        if config is None or not self.sources:
             return Parts(sample, sample, 0)
         own = self._group(item.identity, sample)
-        return pollute(sample, config, lambda: draw_other(source, self._group, own, rng), rng)
+        return pollute(sample, config, lambda: draw_other(self.sources, self._group, own, rng), rng)
 
     def _text(self, parts: Parts, rng: np.random.Generator) -> Text:
         caption = self._caption(parts.caption, rng)

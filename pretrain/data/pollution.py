@@ -4,7 +4,7 @@ The other image is any of the corpus, drawn by the generator of the sample's pla
 workers change what is polluted with what.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,11 +41,14 @@ def pollute(
 
 
 def draw_other(
-    source: Source, group: Callable[[Identity, Sample], int], own: int, rng: np.random.Generator
+    sources: Sequence[Source], group: Callable[[Identity, Sample], int], own: int, rng: np.random.Generator
 ) -> Sample | None:
     """A random sample of another group than `own`; None where a few tries find none that is whole."""
+    ends = np.cumsum([len(source) for source in sources])
     for _ in range(TRIES):
-        index = int(rng.integers(len(source)))
+        place = int(rng.integers(ends[-1]))
+        number = int(np.searchsorted(ends, place, side="right"))
+        source, index = sources[number], place - int(ends[number]) + len(sources[number])
         try:
             sample = source[index]
         except DamagedSample:  # the stream will meet and report it in its own place
