@@ -1,4 +1,4 @@
-"""The `shards` command: build (see `shards.cli_build`), manifest, filter, verify, tokenizer."""
+"""The `shards` command: build (see `shards.cli_sources`), manifest, filter, verify, tokenizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +14,10 @@ from shards.cli_build import (
     Preset,
     Resume,
     Workers,
-    build,
     build_source,
     print_result,
 )
+from shards.cli_sources import build
 from shards.console import progress, run
 from shards.errors import UserError
 

@@ -77,7 +77,7 @@ def test_build_from_published_forms(name: str, shards: Call, image_files: Path, 
     assert status == 0
     assert json.loads(text).items() >= counts.items()
     text = shards(*arguments, "--overwrite")[1]
-    assert text.endswith("; 1 rows skipped, as their image is not here\n") == bool(counts["skipped"])
+    assert text.endswith("; 1 rows skipped, as their image or its regions are not here\n") == bool(counts["skipped"])
     assert shards("verify", tmp_path / "set")[0] == 0
 
 
@@ -190,6 +190,7 @@ def test_bad_input_is_one_sentence_before_any_file(
 
 def test_every_help_has_an_example(shards: Call) -> None:
     sources = ("scenes", "karpathy", "coco", "albef", "flickr30k", "conceptual-captions", "folder")
+    sources += ("sbu", "visual-genome", "bottom-up")
     for command in (
         *(("build", source) for source in sources),
         ("verify",),
