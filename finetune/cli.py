@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune import cli_search
 from shards.console import run
 
 if TYPE_CHECKING:
@@ -171,6 +172,9 @@ def report(
 
     write_report(places, runs or [], out)
     typer.echo(f"report: {out}")
+
+
+cli_search.register(app)
 
 
 def summary(results: "Results", out: Path) -> str:
