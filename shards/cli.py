@@ -58,6 +58,45 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("stats")
+def stats_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `shards build` or `shards manifest` finished.")],
+    look: Annotated[int, typer.Option(help="Samples to look into, for tags, regions and languages.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Counts, sizes and caption lengths of all samples; tags, regions and languages of some.
+
+    \b
+    Example:
+      shards stats data/coco-train
+    """
+    from shards.stats import lines, stats
+
+    found = stats(folder, look)
+    print_result(as_json, found.to_json, lines(found))
+
+
+@app.command("inspect")
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `shards build` or `shards manifest` finished.")],
+    html: Annotated[Path, typer.Option(help="The page to write: one file that needs nothing else.")],
+    samples: Annotated[int, typer.Option(help="Samples to show, spread evenly.")] = 60,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A page with samples, their captions and boxes, histograms and what the filters did.
+
+    \b
+    Example:
+      shards inspect data/coco-train --html coco.html
+    """
+    from shards.inspect import write_page
+
+    _check_file(html, overwrite)
+    shown = write_page(folder, html, samples)
+    print_result(as_json, lambda: {"html": str(html), "samples": shown}, [f"{html}: {shown} samples"])
+
+
 @app.command("filter")
 def filter_command(
     folder: Annotated[Path, typer.Argument(help="A folder that `shards build` finished.")],
