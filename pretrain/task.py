@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.batch import Batch
+from pretrain.micro import MicroBatched
 from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
@@ -30,11 +31,14 @@ class Task(nn.Module):
             {name: OBJECTIVES[name](config, self.model.shape) for name, config in chosen.items()}
         )
         self.weights = {name: config.weight for name, config in chosen.items()}
+        self.micro_batches = 1  # the engine decides how much of a batch is held at a time
         self.reads = {view for name in chosen for view in OBJECTIVES[name].reads}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns each objective's loss and, as `loss`, their weighted sum; each a float scalar of this rank's part."""
-        views = Views(self.model, batch, self.reads)
+        rows = len(batch) // self.micro_batches
+        model = self.model if self.micro_batches == 1 else MicroBatched(self.model, rows)
+        views = Views(model, batch, self.reads)
         losses = {name: objective(views) for name, objective in self.objectives.items()}
         return {"loss": sum(self.weights[name] * loss for name, loss in losses.items()), **losses}
 

@@ -78,10 +78,7 @@ class ShardSet:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = bisect_right(self._starts, index) - 1
-        return number, index - self._starts[number]
+        return locate(self._starts, index)
 
     def _opened(self, number: int) -> "_OpenShard":
         shard = self._open.get(number)
@@ -91,6 +88,14 @@ class ShardSet:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
         return shard
+
+
+def locate(starts: list[int], index: int) -> tuple[int, int]:
+    """The shard and the place in it of sample `index`, from the running number of samples before each, and of all."""
+    if not 0 <= index < starts[-1]:
+        raise IndexError(f"sample {index} of {starts[-1]}")
+    number = bisect_right(starts, index) - 1
+    return number, index - starts[number]
 
 
 class _OpenShard:

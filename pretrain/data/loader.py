@@ -16,7 +16,6 @@ from pretrain.data.masking import IGNORE, choose, mask_tokens
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
 from pretrain.data.tokenizer import Text, Tokenizer
 from pretrain.data.transforms import training_pixels
-from pretrain.stop import spare_worker
 from shards.errors import UserError
 from shards.sample import Sample
 from shards.stream import StreamedSample
@@ -77,7 +76,6 @@ class Preparation:
         return RegionVocabulary.read(regions.labels) if regions and regions.labels else RegionVocabulary((), ())
 
     def transform(self, item: StreamedSample) -> Prepared:
-        spare_worker()  # here, because nothing of ours runs in a worker before
         sample, rng = item.sample, item.rng()
         check_sample(self.config, sample)
         text = self._text(sample, rng)
