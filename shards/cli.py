@@ -164,12 +164,13 @@ def _check_file(out: Path, overwrite: bool) -> None:
 @app.command("tokenizer")
 def tokenizer_command(
     folder: Annotated[Path, typer.Argument(help="A folder that `shards build` finished.")],
-    out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],
+    out: Annotated[Path, typer.Option(help="The tokenizer.json or .model to write.")],
+    kind: Annotated[str, typer.Option(help="wordpiece, or sentencepiece.")] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Largest number of tokens.")] = 30000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Trains a lower-case WordPiece tokenizer on the captions.
+    """Trains a lower-case WordPiece or sentencepiece tokenizer on the captions.
 
     \b
     Example:
@@ -178,7 +179,7 @@ def tokenizer_command(
     from shards.tokenizer import write_tokenizer
 
     _check_file(out, overwrite)
-    tokens = write_tokenizer(folder, out, vocab_size)
+    tokens = write_tokenizer(folder, out, vocab_size, kind)  # type: ignore[arg-type]  # Checked there.
     print_result(as_json, lambda: {"out": str(out), "tokens": tokens}, [f"{out}: {tokens} tokens"])
 
 
