@@ -81,7 +81,7 @@ def write_manifest(
         UserError: no tars, a folder that `shards build` wrote or is indexed already, no samples in any tar.
     """
     tars = find_tars(folder)
-    _check_unindexed(folder, overwrite)
+    check_unindexed(folder, overwrite)
     with locked_folder(folder):
         found: dict[str, Indexed] = {}
         for indexed in (executor or Executor()).run(index_tar, (caption_field,), ((tar,) for tar in tars)):
@@ -107,7 +107,8 @@ def find_tars(folder: Path) -> list[Path]:
     return tars
 
 
-def _check_unindexed(folder: Path, overwrite: bool) -> None:
+def check_unindexed(folder: Path, overwrite: bool) -> None:
+    """Raises UserError where the folder has a manifest of another command, or one at all unless it may be replaced."""
     path = folder / MANIFEST
     if not path.exists():
         return
