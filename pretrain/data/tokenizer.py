@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
@@ -37,9 +38,17 @@ class Tokenizer:
 
     def encode(self, text: str, max_tokens: int) -> np.ndarray:
         """int64 [L], L <= `max_tokens`, [CLS] and [SEP] included."""
-        if not self._backend.truncation or self._backend.truncation["max_length"] != max_tokens:
-            self._backend.enable_truncation(max_tokens)
-        return np.array(self._backend.encode(text).ids, dtype=np.int64)
+        return np.array(self._encoding(text, max_tokens).ids, dtype=np.int64)
+
+    def words(self, text: str, max_tokens: int) -> list[tuple[str, list[int]]]:
+        """The words of a text as it spells them, each with the places of its tokens in `encode`."""
+        encoding = self._encoding(text, max_tokens)
+        places: dict[int, list[int]] = {}
+        for place, word in enumerate(encoding.word_ids):
+            if word is not None:
+                places.setdefault(word, []).append(place)
+        spans = [(encoding.offsets[own[0]][0], encoding.offsets[own[-1]][1], own) for own in places.values()]
+        return [(text[start:stop].strip(), own) for start, stop, own in spans]
 
     def special(self, token_ids_L: np.ndarray) -> np.ndarray:
         """bool [L], True at [PAD], [CLS], [SEP] and [MASK]."""
@@ -61,6 +70,11 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Writes the tokenizer.json as it was read."""
         (folder / FILE).write_bytes(self._path.read_bytes())
+
+    def _encoding(self, text: str, max_tokens: int) -> Encoding:
+        if not self._backend.truncation or self._backend.truncation["max_length"] != max_tokens:
+            self._backend.enable_truncation(max_tokens)
+        return self._backend.encode(text)
 
     def _special(self, token: str) -> int:
         found = self._backend.token_to_id(token)
