@@ -17,7 +17,8 @@ from torch import Tensor
 from finetune.recall import Indices, Scores
 from finetune.retrieval import RetrievalSet
 from pretrain.checkpoint import Checkpoint
-from pretrain.models.interface import Encoded
+from pretrain.data.images import evaluation_images
+from pretrain.models.interface import Encoded, TextInput
 from shards.console import Progress, progress
 
 
@@ -111,14 +112,14 @@ class Scorer:
         scores_P = np.empty(len(image_P), np.float32)
         for part in _parts(order_P, self.batching.pairs):
             text = self.texts.rows(torch.from_numpy(text_P[part]), self.device)
-            fused_BLD = model.fuse(text, memory.rows(torch.from_numpy(local_P[part]).to(self.device)))
-            scores_P[part] = head.score(fused_BLD).float().cpu().numpy()  # type: ignore[operator]
+            fused = model.fuse(text, memory.rows(torch.from_numpy(local_P[part]).to(self.device)))
+            scores_P[part] = head.score(fused).float().cpu().numpy()  # type: ignore[operator]
             bar.advance(len(part))
         return scores_P
 
     def _encode_images(self, images: Indices) -> Encoded:
-        pixels_BHWC = self.data.pixels(images, self.checkpoint.config.model.image_size)
-        return self.checkpoint.task.model.encode_image(pixels_BHWC.to(self.device))
+        inputs = evaluation_images([self.data.source[int(image)] for image in images], self.checkpoint.config)
+        return self.checkpoint.task.model.encode_image(inputs.to(self.device))
 
     def _encode_texts(self) -> Texts:
         """Encodes the distinct texts sorted by their number of words, a cheap stand-in for tokens."""
@@ -129,7 +130,7 @@ class Scorer:
                 ids_BL, mask_BL = self.checkpoint.tokenizer.batch(
                     [self._distinct[i] for i in part], self.checkpoint.config.data.max_tokens
                 )
-                encoded = self.checkpoint.task.model.encode_text(ids_BL.to(self.device), mask_BL.to(self.device))
+                encoded = self.checkpoint.task.model.encode_text(TextInput(ids_BL, mask_BL).to(self.device))
                 tokens.append(encoded.tokens_BTD.cpu()[mask_BL])
                 lengths.append(mask_BL.sum(1))
                 embeddings.append(encoded.embedding_BE.cpu())

@@ -16,10 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
+from pretrain.ema import Ema
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.settings import merge
+from pretrain.task import Task
 from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
@@ -72,7 +75,9 @@ def start_process_group() -> torch.device:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         _share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
-    if device.type != "cpu":
+    if device.type == "cpu":
+        _repeat_exactly()
+    else:
         accelerator.set_device(device.index)
     return device
 
@@ -81,16 +86,18 @@ class Engine:
     """A task that can take steps.
 
     Args:
-        task: A module whose forward maps a `Batch` to named losses with their sum under `loss`.
+        task: Arranged here as `config.engine` says.
     """
 
-    def __init__(self, task: nn.Module, config: PretrainConfig) -> None:
+    def __init__(self, task: Task, config: PretrainConfig) -> None:
+        arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
         )
         self.zero = config.engine.zero
         self._optimizer = optimizer
+        self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
     def step(self, batch: Batch, lr: float, stop: bool = False) -> Stepped:
         """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
@@ -119,6 +126,8 @@ class Engine:
             self._engine.zero_grad()
             return False
         self._engine.step()
+        if self.ema and self._engine.was_step_applied():
+            self.ema.update()
         return self._engine.was_step_applied() or self._engine.fp16_enabled()
 
     def save(self, folder: Path) -> None:
@@ -175,6 +184,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _repeat_exactly() -> None:
+    """Two threads that add gradients of one row (a negative drawn twice) would do it in either order."""
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory is a check for others' bugs, at the price of a pass over it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property
 
 
 def _leave_out_shared_memory_op() -> None:

@@ -9,14 +9,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards.errors import DamagedSample
-from shards.manifest import Manifest, ShardEntry, read_index, read_manifest
-from shards.sample import Identity, Sample, sample_from_json
+from shards.foreign import foreign_sample
+from shards.manifest import Foreign, Manifest, ShardEntry, read_index, read_manifest
+from shards.sample import ARRAYS, Identity, Sample, sample_from_members
 
 OPEN_SHARDS = 64
 """Indices and files held at a time, per process: four windows of the stream's order."""
+NEAR = 1 << 16
+"""Members of a sample that lie apart by less than this, in bytes, are read in one go."""
 
 
 class ShardSet:
@@ -73,47 +78,75 @@ class ShardSet:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = bisect_right(self._starts, index) - 1
-        return number, index - self._starts[number]
+        return locate(self._starts, index)
 
     def _opened(self, number: int) -> "_OpenShard":
         shard = self._open.get(number)
         if shard is None:
-            shard = self._open[number] = _OpenShard(self.folder, self.manifest.shards[number])
+            shard = self._open[number] = _OpenShard(self.folder, self.manifest.shards[number], self.manifest.foreign)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
         return shard
 
 
+def locate(starts: list[int], index: int) -> tuple[int, int]:
+    """The shard and the place in it of sample `index`, from the running number of samples before each, and of all."""
+    if not 0 <= index < starts[-1]:
+        raise IndexError(f"sample {index} of {starts[-1]}")
+    number = bisect_right(starts, index) - 1
+    return number, index - starts[number]
+
+
 class _OpenShard:
     """One tar and the columns of its index. `pread` keeps no position, so forked processes may share the descriptor."""
 
-    def __init__(self, folder: Path, entry: ShardEntry) -> None:
+    def __init__(self, folder: Path, entry: ShardEntry, foreign: Foreign | None) -> None:
+        self.name, self.foreign = entry.name, foreign
         index = read_index(folder / entry.index_name)
         if index.num_rows != entry.samples:
             raise ValueError(f"its index has {index.num_rows} rows where the manifest says {entry.samples}")
         self.keys = index["key"]
         self.extensions = index["extension"]
-        names = ("image_offset", "image_size", "image_crc32", "json_offset", "json_size", "json_crc32")
-        self.places = [index[name].to_numpy() for name in names]
+        self.places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
         self.descriptor = os.open(folder / entry.name, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, ordinal: int) -> Sample:
-        image_at, image_size, image_crc, json_at, json_size, json_crc = (int(place[ordinal]) for place in self.places)
-        # The record lies right behind the image: one read for both.
-        span = os.pread(self.descriptor, json_at + json_size - image_at, image_at)
-        image, record = span[:image_size], span[json_at - image_at :]
-        _check("image", image, image_size, image_crc)
-        _check("record", record, json_size, json_crc)
-        return sample_from_json(self.keys[ordinal].as_py(), image, self.extensions[ordinal].as_py(), record)
+        places = {name: rows[ordinal].tolist() for name, rows in self.places.items()}
+        members = self._members({name: place for name, place in places.items() if place[1]})
+        key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
+        if self.foreign:
+            return foreign_sample(self.name, ordinal, key, extension, members, self.foreign)
+        return sample_from_members(key, members.pop("image"), extension, members.pop("json"), members)
+
+    def _members(self, places: dict[str, list[int]]) -> dict[str, bytes]:
+        """The checked contents of members by name; one read where they lie near each other, as ours do."""
+        start = min(offset for offset, _, _ in places.values())
+        length = max(offset + size for offset, size, _ in places.values()) - start
+        near = length <= 2 * sum(size for _, size, _ in places.values()) + NEAR
+        span = os.pread(self.descriptor, length, start) if near else b""
+        members = {}
+        for name, (offset, size, crc32) in places.items():
+            content = span[offset - start :][:size] if near else os.pread(self.descriptor, size, offset)
+            members[name] = _checked(name, content, size, crc32)
+        return members
 
 
-def _check(what: str, content: bytes, size: int, crc32: int) -> None:
+def _places(index: pa.Table, name: str) -> np.ndarray:
+    """Offset, size and crc32 of one member of each sample, int64 [samples, 3]; zeros where there is none."""
+    columns = [
+        index[f"{name}_{part}"] for part in ("offset", "size", "crc32") if f"{name}_{part}" in index.column_names
+    ]
+    if not columns:
+        return np.zeros((index.num_rows, 3), dtype=np.int64)
+    return np.stack([pc.fill_null(column, 0).to_numpy().astype(np.int64) for column in columns], axis=1)
+
+
+def _checked(name: str, content: bytes, size: int, crc32: int) -> bytes:
+    what = {"json": "record"}.get(name, name)
     if len(content) != size:
         raise ValueError(f"the {what} ends after {len(content)} of {size} bytes")
     if zlib.crc32(content) != crc32:
         raise ValueError(f"the {what} does not match its checksum")
+    return content

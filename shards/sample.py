@@ -1,16 +1,23 @@
 """The record: one image, its captions, and what is known of its content. The only schema of the shards.
 
 In a tar, sample `KEY` is two adjacent members: `KEY.jpg` (or .png ...: the encoded image, never re-encoded) and
-`KEY.json` (everything else, canonical JSON). A third, `KEY.txt`, holds the first caption for readers that know no JSON.
+`KEY.json` (everything else, canonical JSON). Behind them, where the sample has them, `KEY.features.npy` and
+`KEY.probabilities.npy` (what a detector says of the regions), and last `KEY.txt`, the first caption for readers that
+know no JSON. Shapes: K regions, D numbers each, C classes.
 """
 
+import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
+
+import numpy as np
 
 SCHEMA_VERSION = 1
 IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
+ARRAYS = {"features": "region_features", "probabilities": "region_probabilities"}
+"""Member `KEY.NAME.npy` -> field of the sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Relation:
     object: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """One image-text record.
 
@@ -42,6 +49,8 @@ class Sample:
         extension: The image file's type, lower case without a dot.
         captions: At least one text; the number may differ between samples.
         metadata: JSON values of the source, for grouping (`concept`) or filtering.
+        region_features: [K, D] float16 or float32, a row for each region, or None.
+        region_probabilities: [K, C] float16 or float32, a detector's distribution over its classes, or None.
     """
 
     key: str
@@ -52,6 +61,19 @@ class Sample:
     relations: tuple[Relation, ...] = ()
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    region_features: np.ndarray | None = None
+    region_probabilities: np.ndarray | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Of all fields; arrays are equal when type, shape and every bit are."""
+        if not isinstance(other, Sample):
+            return NotImplemented
+        return all(_comparable(getattr(self, f.name)) == _comparable(getattr(other, f.name)) for f in fields(self))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that the sample has, by their name in `ARRAYS`."""
+        found = {name: getattr(self, attribute) for name, attribute in ARRAYS.items()}
+        return {name: array for name, array in found.items() if array is not None}
 
 
 class Identity(NamedTuple):
@@ -73,9 +95,44 @@ def record_json(sample: Sample) -> bytes:
     return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def sample_from_json(key: str, image: bytes, extension: str, record: bytes) -> Sample:
-    """The reverse of `record_json`. Raises ValueError, KeyError or TypeError where the JSON is no record."""
+def array_bytes(array: np.ndarray) -> bytes:
+    """The `.npy` file of an array: format 1.0, little-endian, in C order, so that equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    np.lib.format.write_array(buffer, plain, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def array_from_bytes(content: bytes) -> np.ndarray:
+    """The reverse of `array_bytes`. Raises ValueError where the bytes are no such file."""
+    try:
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # Damage may look like any size and any header.
+        raise ValueError(f"it is no array: {error}") from error
+
+
+def array_fault(array: np.ndarray, regions: int) -> str:
+    """Why `array` cannot describe so many regions; empty where it can."""
+    if array.dtype not in (np.float16, np.float32):
+        return f"has type {array.dtype}, not float16 or float32"
+    if array.ndim != 2 or len(array) != regions:
+        return f"has shape {list(array.shape)}, not a row for each of {regions} regions"
+    return "" if np.isfinite(array).all() else "has values that are not finite"
+
+
+def sample_from_members(
+    key: str, image: bytes, extension: str, record: bytes, arrays: Mapping[str, bytes] | None = None
+) -> Sample:
+    """The reverse of `record_json` and `array_bytes`.
+
+    Args:
+        arrays: The `.npy` files that are there, by their name in `ARRAYS`.
+
+    Raises:
+        ValueError, KeyError, TypeError: JSON that is no record, arrays that do not fit it.
+    """
     values = json.loads(record)
+    read = {ARRAYS[name]: _fitting(name, content, values) for name, content in (arrays or {}).items()}
     return Sample(
         key=key,
         image=image,
@@ -85,7 +142,19 @@ def sample_from_json(key: str, image: bytes, extension: str, record: bytes) -> S
         relations=tuple(Relation(**relation) for relation in values["relations"]),
         tags=tuple(values["tags"]),
         metadata=values["metadata"],
+        **read,
     )
+
+
+def _fitting(name: str, content: bytes, record: Mapping[str, Any]) -> np.ndarray:
+    array = array_from_bytes(content)
+    if fault := array_fault(array, len(record["regions"])):
+        raise ValueError(f"the array of {name} {fault}")
+    return array
+
+
+def _comparable(value: Any) -> Any:
+    return (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
 
 
 def _region(box: list[float], label: str, attributes: list[str], score: float) -> Region:

@@ -17,7 +17,9 @@ import pyarrow as pa
 from shards.console import Progress
 from shards.decode import image_size
 from shards.errors import DamagedSample
-from shards.manifest import ShardEntry, read_index, read_manifest
+from shards.foreign import foreign_captions
+from shards.manifest import Foreign, ShardEntry, read_index, read_manifest
+from shards.sample import ARRAYS, array_fault, array_from_bytes
 
 BLOCK = 512
 
@@ -73,7 +75,7 @@ def verify(folder: Path, progress: Progress | None = None) -> VerifyReport:
     manifest = read_manifest(folder)
     findings: list[Finding] = []
     for entry in manifest.shards:
-        findings += _check_shard(folder, entry)
+        findings += _check_shard(folder, entry, manifest.foreign)
         if progress:
             progress.advance(entry.samples)
     known = {entry.name for entry in manifest.shards}
@@ -82,7 +84,7 @@ def verify(folder: Path, progress: Progress | None = None) -> VerifyReport:
     return VerifyReport(str(folder), len(manifest.shards), manifest.samples, manifest.bytes, tuple(findings))
 
 
-def _check_shard(folder: Path, entry: ShardEntry) -> list[Finding]:
+def _check_shard(folder: Path, entry: ShardEntry, foreign: Foreign | None) -> list[Finding]:
     everything = tuple(range(entry.samples))
     index = folder / entry.index_name
     tar = folder / entry.name
@@ -92,9 +94,10 @@ def _check_shard(folder: Path, entry: ShardEntry) -> list[Finding]:
         whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
     fault = _index_fault(index, entry)
     if fault:
-        state = "is sound: `shards build --resume` restores the index" if whole else "does not match its sha256 either"
+        again = "shards manifest --overwrite" if foreign else "shards build --resume"
+        state = f"is sound: `{again}` restores the index" if whole else "does not match its sha256 either"
         return [Finding(entry.name, "", f"{fault}; the tar {state}", everything)]
-    return _check_contents(tar, entry, _rows(index), whole)
+    return _check_contents(tar, entry, _rows(index), whole, foreign)
 
 
 def _index_fault(index: Path, entry: ShardEntry) -> str:
@@ -104,7 +107,9 @@ def _index_fault(index: Path, entry: ShardEntry) -> str:
     return "" if matches else f"its index {index.name} does not match its sha256"
 
 
-def _check_contents(tar: Path, entry: ShardEntry, rows: list[dict[str, Any]], whole: bool) -> list[Finding]:
+def _check_contents(
+    tar: Path, entry: ShardEntry, rows: list[dict[str, Any]], whole: bool, foreign: Foreign | None
+) -> list[Finding]:
     """Also done where the digests match: they prove that nothing changed, not that it was right."""
     findings = []
     if not whole:
@@ -112,26 +117,67 @@ def _check_contents(tar: Path, entry: ShardEntry, rows: list[dict[str, Any]], wh
     with tar.open("rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if tar.stat().st_size else b""
         for ordinal, row in enumerate(rows):
-            findings += _check_sample(entry.name, ordinal, row, view)
-        findings += _check_walk(entry.name, rows, view)
+            findings += _check_sample(entry.name, ordinal, row, view, foreign)
+        if not foreign:  # What is wrong with the headers of others, `shards manifest` said.
+            findings += _check_walk(entry.name, rows, view)
         if isinstance(view, mmap.mmap):
             view.close()
     return findings
 
 
-def _check_sample(shard: str, ordinal: int, row: dict[str, Any], view: "mmap.mmap | bytes") -> Iterator[Finding]:
-    for field, extension in (("image", row["extension"]), ("json", "json")):
+def _check_sample(
+    shard: str, ordinal: int, row: dict[str, Any], view: "mmap.mmap | bytes", foreign: Foreign | None
+) -> Iterator[Finding]:
+    contents: dict[str, bytes] = {}
+    for field, extension in _indexed(row).items():
         offset, size = row[f"{field}_offset"], row[f"{field}_size"]
-        content = view[offset : offset + size]
+        content = bytes(view[offset : offset + size])
         reason = ""
         if len(content) < size:
             reason = f"only {len(content)} of {size} bytes are there"
         elif zlib.crc32(content) != row[f"{field}_crc32"]:
             reason = "its bytes do not match their crc32"
         else:
-            reason = _wrong_image(content, row) if field == "image" else _wrong_record(content, row)
+            contents[field] = content
+            reason = _wrong_content(field, contents, row, foreign)
         if reason:
             yield Finding(shard, f"{row['key']}.{extension}", reason, (ordinal,))
+
+
+def _indexed(row: dict[str, Any]) -> dict[str, str]:
+    """The members of one sample that the index has the place of -> what follows the key in their names, in order."""
+    extensions = {"image": row["extension"], "json": "json", **{name: f"{name}.npy" for name in ARRAYS}, "txt": "txt"}
+    return {field: name for field, name in extensions.items() if row.get(f"{field}_offset") is not None}
+
+
+def _wrong_content(field: str, contents: dict[str, bytes], row: dict[str, Any], foreign: Foreign | None) -> str:
+    """What is wrong with the member `field`, whose checksum is right; `contents` are the members so far."""
+    if field == "image":
+        return _wrong_image(contents["image"], row)
+    if foreign:
+        # The captions may come from either member: looked at with the last of them.
+        last = "txt" if row.get("txt_offset") is not None else "json"
+        return _wrong_foreign(contents, row, foreign) if field == last else ""
+    return _wrong_record(contents["json"], row) if field == "json" else _wrong_array(contents[field], contents)
+
+
+def _wrong_array(content: bytes, contents: dict[str, bytes]) -> str:
+    try:
+        array = array_from_bytes(content)
+        record = json.loads(contents["json"]) if "json" in contents else {"regions": array}
+        fault = array_fault(array, len(record["regions"]))
+    except (ValueError, KeyError, TypeError) as error:
+        return str(error)
+    return fault and f"the array {fault}"
+
+
+def _wrong_foreign(contents: dict[str, bytes], row: dict[str, Any], foreign: Foreign) -> str:
+    try:
+        captions = foreign_captions(contents.get("json"), contents.get("txt"), foreign.caption_field)
+    except ValueError:
+        return "it is no text"
+    same = [len(caption.split()) for caption in captions] == row["caption_words"]
+    return "" if same else "its captions are not those of the index"
 
 
 def _wrong_image(content: bytes, row: dict[str, Any]) -> str:
@@ -157,7 +203,7 @@ def _check_walk(shard: str, rows: list[dict[str, Any]], view: "mmap.mmap | bytes
     expected = [
         (ordinal, f"{row['key']}.{extension}")
         for ordinal, row in enumerate(rows)
-        for extension in (row["extension"], "json", "txt")
+        for extension in (*_indexed(row).values(), "txt")
     ]
     offset = 0
     for ordinal, name in expected:

@@ -65,7 +65,7 @@ def build_index(request: Request, out: Path, overwrite: bool = False) -> IndexFa
         load_faiss()
     gallery = open_gallery(request.shards, request.images)
     encoder = Encoder(load_checkpoint(request.ckpt), choose_device(request.device))
-    bits = _bits(request, encoder.checkpoint.config.model.embedding_dim)
+    bits = _bits(request, encoder.embedding_dim)
     with replace_folder_atomically(out, overwrite, mark=FACTS) as folder:
         with (folder / THUMBNAILS).open("wb") as file:
             pictures = _read(gallery, encoder, file)

@@ -1,6 +1,6 @@
 """A checkpoint as search uses it: texts and images to embeddings, and the matching head over pairs.
 
-Shapes: Q texts, I images, P pairs, E embedding, S side of an image in pixels.
+Shapes: Q texts, I images, P pairs, E embedding.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,24 @@ import torch
 from finetune.recall import Scores
 from finetune.search.nearest import Embeddings
 from pretrain.checkpoint import Checkpoint
-from pretrain.data.transforms import evaluation_pixels
-from pretrain.models.interface import Encoded
+from pretrain.data.images import evaluation_images
+from pretrain.models.interface import Encoded, TextInput
+from shards.errors import UserError
 from shards.sample import Sample
 
 
 class Encoder:
-    """Not for several threads at once: the server gives it to one."""
+    """Not for several threads at once: the server gives it to one.
+
+    Raises:
+        UserError: a checkpoint whose two sides have no shared space.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        self.checkpoint, self.device = checkpoint, torch.device(device)
+        embedding_dim = checkpoint.config.model.embedding_dim
+        if embedding_dim is None:
+            raise UserError("`ckpt` has no shared space (`model.embedding_dim` is null), so it cannot search")
+        self.checkpoint, self.device, self.embedding_dim = checkpoint, torch.device(device), embedding_dim
         self.model = checkpoint.task.to(self.device).eval().model
 
     @property
@@ -32,20 +40,23 @@ class Encoder:
     def texts(self, texts: Sequence[str]) -> Encoded:
         """Texts past `data.max_tokens` are cut there."""
         ids_QL, mask_QL = self.checkpoint.tokenizer.batch(texts, self.checkpoint.config.data.max_tokens)
-        return self.model.encode_text(ids_QL.to(self.device), mask_QL.to(self.device))
+        return self.model.encode_text(TextInput(ids_QL, mask_QL).to(self.device))
 
     @torch.inference_mode()
     def images(self, samples: Sequence[Sample]) -> Encoded:
-        """Raises DamagedSample where one cannot be decoded."""
-        size = self.checkpoint.config.model.image_size
-        pixels_ISS3 = torch.stack([evaluation_pixels(sample, size) for sample in samples])
-        return self.model.encode_image(pixels_ISS3.to(self.device))
+        """Encodes pixels, or regions where the model reads those.
+
+        Raises:
+            DamagedSample: an image that cannot be decoded.
+            UserError: a sample without the regions that the model reads.
+        """
+        return self.model.encode_image(evaluation_images(samples, self.checkpoint.config).to(self.device))
 
     @torch.inference_mode()
     def match(self, text: Encoded, image: Encoded) -> Scores:
         """The matching head's log-odds of row i of the texts with row i of the images, float32 [P]."""
-        fused_PLD = self.model.fuse(text, self.model.remember(image))
-        return self.checkpoint.task.objectives["itm"].score(fused_PLD).float().cpu().numpy()  # type: ignore[operator]
+        fused = self.model.fuse(text, self.model.remember(image))
+        return self.checkpoint.task.objectives["itm"].score(fused).float().cpu().numpy()  # type: ignore[operator]
 
 
 def embeddings(encoded: Encoded) -> Embeddings:

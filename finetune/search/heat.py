@@ -29,31 +29,25 @@ class WordHeat:
 
 def grid_side(encoder: Encoder) -> int | None:
     """g, or None for an image encoder whose tokens are no square grid in the space of its pooled vector."""
-    vision, size = encoder.model.vision, encoder.checkpoint.config.model.image_size
-    if vision.width != vision.pooled_width:
+    model = encoder.model
+    if encoder.checkpoint.config.model.vision.region or model.vision.width != model.vision.pooled_width:
         return None
     with torch.inference_mode():
-        blank = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=encoder.device)
-        tokens = encoder.model.encode_image(blank).tokens_BTD.shape[1] - _prefix(encoder)
-    side = round(tokens**0.5)
-    return side if side * side == tokens else None
+        tokens = model.encode_image(model.vision.example().to(encoder.device)).tokens_BTD.shape[1]
+    side = round((tokens - model.shape.image_prefix) ** 0.5)
+    return side if side > 1 and side**2 == tokens - model.shape.image_prefix else None
 
 
 @torch.inference_mode()
 def word_heat(encoder: Encoder, text: str, image: Encoded, side: int) -> list[WordHeat]:
     """The words of `text` over one picture; those past `data.max_tokens` are left out."""
     model = encoder.model
-    words = encoder.checkpoint.tokenizer.words(text, encoder.checkpoint.config.data.max_tokens)
+    words = encoder.checkpoint.tokenizer.spelt(text, encoder.checkpoint.config.data.max_tokens)
     text_LE = F.normalize(model.text_projection(encoder.texts([text]).tokens_BTD[0]), dim=-1)
-    image_NE = F.normalize(model.image_projection(image.tokens_BTD[0, _prefix(encoder) :]), dim=-1)
+    image_NE = F.normalize(model.image_projection(image.tokens_BTD[0, model.shape.image_prefix :]), dim=-1)
     similarity_LN = text_LE @ image_NE.T
     return [WordHeat(word, _rows(similarity_LN[places].mean(0), side)) for word, places in words]
 
 
 def _rows(heat_N: Tensor, side: int) -> list[list[float]]:
     return [[round(value, 4) for value in row] for row in heat_N.float().view(side, side).tolist()]
-
-
-def _prefix(encoder: Encoder) -> int:
-    """Tokens before the grid, such as [CLS]; convolutional networks have none."""
-    return getattr(encoder.model.vision.backbone, "num_prefix_tokens", 0)

@@ -3,7 +3,8 @@
     (seed, split, i) -> generator -> Scene (scenes_layout) -> pixels (scenes_render), captions (scenes_text) -> Sample
 
 Nothing is stored: sample i is a pure function of (seed, split, i, size). A scene belongs to the split that the hash of
-its description falls into, so no description is ever in two splits, whatever the seeds and numbers of samples.
+its description falls into, so no description is ever in two splits, whatever the seeds and numbers of samples. Region
+features are the pixels of each object's box before JPEG: [K, 192] float16, the crop at 8x8x3 divided by 255.
 """
 
 import hashlib
@@ -14,10 +15,20 @@ import numpy as np
 from shards.errors import UserError
 from shards.sample import Identity, Region, Relation, Sample
 from shards.sources.scenes_layout import SHARES, Axis, Scene, Thing, Third
-from shards.sources.scenes_render import COLOURS, SHAPES, TEXTURES, Box, draw_extents, lay_out, render
+from shards.sources.scenes_render import (
+    COLOURS,
+    SHAPES,
+    TEXTURES,
+    Box,
+    crop_features,
+    draw_extents,
+    encode,
+    lay_out,
+    render,
+)
 from shards.sources.scenes_text import captions
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same (seed, split, i) gives another sample."""
 
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -55,16 +66,17 @@ class ScenesSource:
         extents = draw_extents(rng, [thing.size for thing in scene.things], self.size, scene.third == "line")
         boxes = lay_out(rng, scene.axis, scene.third, extents, self.size)
         looks = [(thing.shape, thing.colour, thing.texture) for thing in scene.things]
-        image, tight = render(rng, looks, boxes, self.size)
+        pixels_HWC, tight = render(rng, looks, boxes, self.size)
         return Sample(
             key=f"{self.split}-{index:08d}",
-            image=image,
+            image=encode(pixels_HWC),
             extension="jpg",
             captions=captions(rng, scene),
             regions=tuple(_region(thing, box) for thing, box in zip(scene.things, tight, strict=True)),
             relations=tuple(_relations(tight)),
             tags=tuple(sorted({word for thing in scene.things for word in (thing.shape, thing.colour)})),
             metadata={"description": scene.description(), "split": self.split},
+            region_features=crop_features(pixels_HWC, tight),
         )
 
     def identity(self, index: int) -> Identity:

@@ -24,6 +24,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
 TEXTURES = ("solid", "striped", "dotted", "checked")
 JPEG_QUALITY = 92
+FEATURE_SIDE = 8
 
 Box = tuple[int, int, int, int]
 _SCALE = 4
@@ -68,11 +69,11 @@ def lay_out(rng: np.random.Generator, axis: str, third: str, extents: list[int],
 
 def render(
     rng: np.random.Generator, looks: list[tuple[str, str, str]], boxes: list[Box], size: int
-) -> tuple[bytes, list[Box]]:
+) -> tuple[np.ndarray, list[Box]]:
     """Paints objects given as (shape, colour, texture) into `boxes` on a light, noisy ground.
 
     Returns:
-        The JPEG, and the box of each object's visible pixels.
+        pixels_HWC uint8, and the box of each object's visible pixels.
     """
     tint = rng.integers(225, 250, size=3)
     pixels_HWC = (tint + rng.integers(-8, 9, size=(size, size, 3))).astype(np.float32)
@@ -84,8 +85,24 @@ def render(
         patch = pixels_HWC[top:bottom, left:right]
         patch += alpha_HW1 * (paint_HWC - patch)
         tight.append((left + dx0, top + dy0, left + dx1, top + dy1))
-    image = simplejpeg.encode_jpeg(pixels_HWC.clip(0, 255).astype(np.uint8), JPEG_QUALITY, colorsubsampling="444")
-    return image, tight
+    return pixels_HWC.clip(0, 255).astype(np.uint8), tight
+
+
+def encode(pixels_HWC: np.ndarray) -> bytes:
+    """The JPEG of a scene."""
+    return simplejpeg.encode_jpeg(pixels_HWC, JPEG_QUALITY, colorsubsampling="444")
+
+
+def crop_features(pixels_HWC: np.ndarray, boxes: list[Box]) -> np.ndarray:
+    """What stands in for a detector: each box's crop resized (bilinear, antialiased) to 8x8x3 and divided by 255.
+
+    Returns:
+        features_KD, float16, K boxes, D = 192 in the order row, column, channel.
+    """
+    side = (FEATURE_SIDE, FEATURE_SIDE)
+    image = Image.fromarray(pixels_HWC)
+    crops = [np.asarray(image.resize(side, Image.Resampling.BILINEAR, box=box)) for box in boxes]
+    return (np.stack(crops).reshape(len(boxes), -1) / np.float32(255)).astype(np.float16)
 
 
 def _scaled(pixels: int, size: int) -> int:

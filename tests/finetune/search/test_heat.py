@@ -53,9 +53,9 @@ def test_words_are_spelt_as_typed_and_cut_where_the_text_is(tmp_path):
     train_tokenizer(["a photograph of unbelievable kites"] * 3, 60).save(str(tmp_path / "tokenizer.json"))
     words = Tokenizer(tmp_path)
     text = "A photograph, of KITES"
-    found = words.words(text, 40)
+    found = words.spelt(text, 40)
     assert [word for word, _ in found] == ["A", "photograph", ",", "of", "KITES"]
     places = [place for _, own in found for place in own]
-    assert places == list(range(1, len(words.encode(text, 40)) - 1)), "every token but [CLS] and [SEP], in order"
-    assert len(words.words("a of " * 50, 10)) == 8
-    assert words.words("", 10) == []
+    assert places == list(range(1, len(words.encode(text, 40).ids_L) - 1)), "every token but [CLS] and [SEP], in order"
+    assert len(words.spelt("a of " * 50, 10)) == 8
+    assert words.spelt("", 10) == []
