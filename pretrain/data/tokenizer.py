@@ -64,6 +64,11 @@ class Tokenizer:
         """
         return self._special("mask")
 
+    @property
+    def pad_token(self) -> str:
+        """What fills short texts, as the vocabulary spells it."""
+        return self._backend.id_to_token(self.pad_id) or ""
+
     def encode(self, text: str, max_tokens: int, second: str | None = None) -> Text:
         """L <= `max_tokens` tokens, the first and last included; of two segments the longer is cut first."""
         encoding = self._encoding(text, max_tokens, second)

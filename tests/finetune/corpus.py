@@ -83,7 +83,10 @@ def save(made: Checkpoint) -> Path:
     save_file(made.task.state_dict(), made.path / WEIGHTS)
     (made.path / CONFIG).write_text(dump_config(made.config))
     made.tokenizer.save(made.path)
-    files = {name: hashlib.sha256((made.path / name).read_bytes()).hexdigest() for name in (WEIGHTS, CONFIG, "tokenizer.json")}
+    files = {
+        name: hashlib.sha256((made.path / name).read_bytes()).hexdigest()
+        for name in (WEIGHTS, CONFIG, "tokenizer.json")
+    }
     (made.path / STATE).write_text(json.dumps({"step": 7, "world": 1, "stream": {}, "files": files}))
     (made.path.parent / LATEST).write_text(made.path.name)
     return made.path.parent.parent
