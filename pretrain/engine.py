@@ -19,10 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
+from pretrain.ema import Ema
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.settings import merge
+from pretrain.task import Task
 from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
@@ -89,16 +92,19 @@ class Engine:
     """A task that can take steps.
 
     Args:
-        task: A module whose forward maps a `Batch` to named losses with their sum under `loss`.
+        task: Arranged here as `config.engine` says.
     """
 
-    def __init__(self, task: nn.Module, config: PretrainConfig) -> None:
+    def __init__(self, task: Task, config: PretrainConfig) -> None:
+        self.task = task
+        arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
         )
         self.zero = config.engine.zero
         self._optimizer = optimizer
+        self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
     def step(self, batch: Batch, lr: float, stop: bool = False) -> Stepped:
         """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
@@ -115,6 +121,7 @@ class Engine:
         set_lr(self._engine.optimizer, lr)
         if not self._move():
             raise NonFinite("the gradient is not finite; the optimizer has not moved")
+        self.task.end()
         return stepped
 
     def _move(self) -> bool:
@@ -127,6 +134,8 @@ class Engine:
             self._engine.zero_grad()
             return False
         self._engine.step()
+        if self.ema and self._engine.was_step_applied():
+            self.ema.update()
         return self._engine.was_step_applied() or self._engine.fp16_enabled()
 
     def save(self, folder: Path) -> None:

@@ -1,13 +1,29 @@
-"""The `shards` command: build (see `shards.cli_build`), verify, tokenizer."""
+"""The `shards` command: build (see `shards.cli_sources`), manifest and download (`shards.cli_foreign`), ..."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.cli_build import Json, build, print_result
+from shards.cli_build import (
+    ExecutorOption,
+    FilterOption,
+    Json,
+    Overwrite,
+    PerShard,
+    Preset,
+    Resume,
+    Workers,
+    build_source,
+    print_result,
+)
+from shards.cli_foreign import add_foreign_commands
+from shards.cli_sources import build
 from shards.console import progress, run
 from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from shards.reader import ShardSet
 
 app = typer.Typer(
     help="Image-text pairs as WebDataset shards: build, prove, use.",
@@ -16,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(build, name="build")
+add_foreign_commands(app)
 
 
 @app.command("verify")
@@ -41,15 +58,119 @@ def verify_command(
         raise typer.Exit(1)
 
 
+@app.command("stats")
+def stats_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `shards build` or `shards manifest` finished.")],
+    look: Annotated[int, typer.Option(help="Samples to look into, for tags, regions and languages.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Counts, sizes and caption lengths of all samples; tags, regions and languages of some.
+
+    \b
+    Example:
+      shards stats data/coco-train
+    """
+    from shards.stats import lines, stats
+
+    found = stats(folder, look)
+    print_result(as_json, found.to_json, lines(found))
+
+
+@app.command("inspect")
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `shards build` or `shards manifest` finished.")],
+    html: Annotated[Path, typer.Option(help="The page to write: one file that needs nothing else.")],
+    samples: Annotated[int, typer.Option(help="Samples to show, spread evenly.")] = 60,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A page with samples, their captions and boxes, histograms and what the filters did.
+
+    \b
+    Example:
+      shards inspect data/coco-train --html coco.html
+    """
+    from shards.inspect import write_page
+
+    _check_file(html, overwrite)
+    shown = write_page(folder, html, samples)
+    print_result(as_json, lambda: {"html": str(html), "samples": shown}, [f"{html}: {shown} samples"])
+
+
+@app.command("filter")
+def filter_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `shards build` finished.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for new shards of what is kept.")] = None,
+    selection: Annotated[Path | None, typer.Option("--list", help="Or a list of it, for the same shards.")] = None,
+    samples_per_shard: PerShard = 1000,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    preset: Preset = None,
+    filters: FilterOption = None,
+    workers: Workers = 1,
+    executor: ExecutorOption = "local",
+    as_json: Json = False,
+) -> None:
+    """Keeps what passes the filters: as new shards, or as a list of samples of the shards that are there.
+
+    \b
+    Example:
+      shards filter data/cc3m --preset datacomp --filter exact_duplicates=true --out data/cc3m-clean
+    """
+    from shards.reader import ShardSet
+
+    if (out is None) == (selection is None):
+        raise UserError("give one of `--out` and `--list`")
+    if not preset and not filters:
+        raise UserError("`shards filter` needs `--preset` or `--filter`")
+    if out:
+        arguments = (out, samples_per_shard, resume, overwrite, preset, filters, workers, executor, as_json)
+        build_source(ShardSet(folder), {}, *arguments)
+    elif selection:
+        _select(ShardSet(folder), selection, overwrite, preset, filters or [], workers, executor, as_json)
+
+
+def _select(
+    shards: "ShardSet",
+    out: Path,
+    overwrite: bool,
+    preset: str | None,
+    filters: list[str],
+    workers: int,
+    executor: str,
+    as_json: bool,
+) -> None:
+    from shards.executors import Executor
+    from shards.filters import parse_filters
+    from shards.scan import scan
+    from shards.selection import write_selection
+
+    _check_file(out, overwrite)
+    asked, where = parse_filters(preset, filters), Executor(executor, workers)  # type: ignore[arg-type]
+    with progress(f"filter {shards.name}", len(shards)) as bar:
+        found = scan(shards, asked, where, progress=bar)
+    write_selection(shards, found.kept, out)
+    lines = [*found.report.lines(), f"{out}: {found.report.kept} samples of {shards.folder}"]
+    print_result(as_json, lambda: {"out": str(out), "filtered": found.report.model_dump()}, lines)
+
+
+def _check_file(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise UserError(f"`out` (={out}) exists: give --overwrite to replace it")
+    if not out.parent.is_dir():
+        raise UserError(f"`out` (={out}) must lie in a folder that exists")
+
+
 @app.command("tokenizer")
 def tokenizer_command(
     folder: Annotated[Path, typer.Argument(help="A folder that `shards build` finished.")],
-    out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],
+    out: Annotated[Path, typer.Option(help="The tokenizer.json or .model to write.")],
+    kind: Annotated[str, typer.Option(help="wordpiece, or sentencepiece.")] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Largest number of tokens.")] = 30000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Trains a lower-case WordPiece tokenizer on the captions.
+    """Trains a lower-case WordPiece or sentencepiece tokenizer on the captions.
 
     \b
     Example:
@@ -57,9 +178,8 @@ def tokenizer_command(
     """
     from shards.tokenizer import write_tokenizer
 
-    if out.exists() and not overwrite:
-        raise UserError(f"`out` (={out}) exists: give --overwrite to replace it")
-    tokens = write_tokenizer(folder, out, vocab_size)
+    _check_file(out, overwrite)
+    tokens = write_tokenizer(folder, out, vocab_size, kind)  # type: ignore[arg-type]  # Checked there.
     print_result(as_json, lambda: {"out": str(out), "tokens": tokens}, [f"{out}: {tokens} tokens"])
 
 

@@ -9,6 +9,7 @@
     json_offset      int64    first byte of the record;  json_size, json_crc32 likewise
     features_offset  int64    first byte of the region features;  features_size, features_crc32 likewise; null where
                               the sample has none; probabilities_* likewise; older indices lack these columns
+    txt_offset       int64    first byte of the text of a foreign tar;  txt_size, txt_crc32 likewise; else null
     width, height    int32    of the image as stored (EXIF orientation not applied)
     caption_words    list     number of words of each caption
 """
@@ -41,7 +42,7 @@ INDEX_SCHEMA = pa.schema(
         ("json_crc32", pa.uint32()),
         *(
             (f"{name}_{column}", kind)
-            for name in ARRAYS
+            for name in (*ARRAYS, "txt")
             for column, kind in (("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32()))
         ),
         ("width", pa.int32()),
@@ -107,6 +108,12 @@ class BuildPlan(_Frozen):
         }
 
 
+class Foreign(_Frozen):
+    """Marks tars of another tool's making; captions come from this field of the JSON, or from .txt, else `caption`."""
+
+    caption_field: str | None = None
+
+
 class FilterReport(_Frozen):
     """What became of every sample and caption: read = kept + all rejected.
 
@@ -140,11 +147,17 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 class Manifest(_Frozen):
-    """The whole of a finished build; `filtered` counts what the filters kept and rejected, where there were any."""
+    """The whole of a finished build.
+
+    Attributes:
+        filtered: What the filters, or the reading of foreign tars, kept and rejected.
+        foreign: Given where `shards manifest` indexed tars that `shards build` did not write.
+    """
 
     plan: BuildPlan
     shards: tuple[ShardEntry, ...]
     filtered: FilterReport | None = None
+    foreign: Foreign | None = None
 
     @property
     def samples(self) -> int:

@@ -1,6 +1,7 @@
 """Texts to token ids by a `tokenizer.json` (the `tokenizers` library) or a sentencepiece model."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
+from pretrain.data.words import Marks, marks_of, word_numbers
 from pretrain.places import locate
 from shards.errors import UserError
 
@@ -73,6 +75,15 @@ class Tokenizer:
     def special(self, token_ids_L: np.ndarray) -> np.ndarray:
         """bool [L], True at the tokens that stand for no word."""
         return np.isin(token_ids_L, self._special_ids)
+
+    def words(self, token_ids_L: np.ndarray) -> np.ndarray:
+        """int64 [L], the number of each token's word; -1 for special tokens."""
+        tokens = [self._backend.id_to_token(number) or "" for number in token_ids_L.tolist()]
+        return word_numbers(tokens, self.special(token_ids_L), self._marks)
+
+    @cached_property
+    def _marks(self) -> Marks:
+        return marks_of(self._backend.get_vocab())
 
     def pad(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Stacks texts to int64 [B, L], L the longest, and bool [B, L], True where there is a token."""

@@ -13,7 +13,16 @@ from PIL import Image
 
 from shards.duplicates import near_repeated, near_signature, repeated
 from shards.errors import UserError
-from shards.filters import PRESETS, Filters, judge, language_of, parse_filters
+from shards.filters import (
+    LIKELY,
+    PRESETS,
+    Filters,
+    caption_fault,
+    judge,
+    language_of,
+    language_probability,
+    parse_filters,
+)
 from shards.sample import Sample
 from tests.shards.conftest import png
 
@@ -91,6 +100,14 @@ def test_english_captions_of_coco_are_english(test_data: Path) -> None:
     captions = [annotation["caption"] for annotation in content["annotations"][::100]]
     assert len(captions) > 200
     assert np.mean([language_of(caption) == "en" for caption in captions]) > 0.99  # 1.0 was measured.
+    assert all(language_probability(caption, ("en",)) >= LIKELY for caption in captions)
+
+
+def test_short_captions_of_other_languages_are_dropped() -> None:
+    texts = ["ein kleiner roter Hund", "deux enfants à la plage", "bolso de cuero", "due bambini in spiaggia", "赤い犬"]
+    assert [caption_fault(text, Filters(languages=("en",))) for text in texts] == ["languages"] * 5
+    assert [caption_fault(text, Filters(languages=("de", "fr", "es", "it", "ja"))) for text in texts] == [""] * 5
+    assert caption_fault("alarm clock", Filters(languages=("en",))) == ""
 
 
 @pytest.mark.parametrize(
