@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from pretrain.fitting import misfit, missing_regions
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
@@ -45,7 +46,7 @@ class RegionsConfig(Section):
 
 
 class WeightedShards(Section):
-    """One part of a mixture: a folder that `shards build` wrote, and its weight beside the others'.
+    """One part of a mixture: a folder that `shards build` wrote, or its URL, and its weight beside the others'.
 
     `selection` is a list of the samples that are kept (`shards.selection`); null keeps all.
     """
@@ -58,14 +59,19 @@ class WeightedShards(Section):
 class DataConfig(Section):
     """What is read and how it is batched.
 
-    `shards` is a folder that `shards build` wrote, or a list of `WeightedShards`. `tokenizer` is a tokenizer.json or a
-    folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
+    `shards` is a folder that `shards build` wrote, its URL, or a list of `WeightedShards`; `cache` is a local folder
+    for remote ones, shared by the processes of a node, which grows to `cache_gigabytes`; null reads each sample where
+    it lies. `damage_budget` is the largest fraction of an epoch that may be damaged. `tokenizer` is a tokenizer.json or
+    a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
     other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
     `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
     captions. `regions` null reads none.
     """
 
     shards: str | list[WeightedShards] = ""
+    cache: str | None = None
+    cache_gigabytes: float = Field(100.0, gt=0)
+    damage_budget: float = Field(0.01, ge=0, le=1)
     tokenizer: str = ""
     global_batch: int = Field(256, ge=1)
     max_tokens: int = Field(40, ge=4)
@@ -199,9 +205,33 @@ class PretrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _fused_objectives_need_a_trunk(self) -> "PretrainConfig":
-        if self.model.fusion.trunk == "none" and (self.objectives.itm or self.objectives.mlm):
+    def _objectives_fit_the_model(self) -> "PretrainConfig":
+        objectives, regions = self.objectives, self.data.regions
+        hide = regions.hide if regions else None
+        if reason := misfit(objectives, self.model.fusion) or missing_regions(objectives, hide):
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _pollution_has_a_second_segment(self) -> "PretrainConfig":
+        pollution, second = self.objectives.pollution, self.data.second
+        if pollution and second is None:
+            raise ValueError("`objectives.pollution` needs a second segment, so `data.second` must not be null")
+        if pollution and pollution.kind == "three_way" and second != "tags":
             raise ValueError(
-                "`objectives.itm` and `objectives.mlm` read fused features, so `model.fusion.trunk` must not be `none`"
+                f"`objectives.pollution.kind` (=three_way) needs tags, so `data.second` (={second}) must be tags"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_towers_are_whole(self) -> "PretrainConfig":
+        if self.objectives.momentum is None:
+            return self
+        if self.engine.zero == 3:
+            raise ValueError(
+                "`objectives.momentum` moves whole copies of the weights, of which `engine.zero` (=3) leaves each rank "
+                "a part: use 0, 1 or 2"
+            )
+        if self.engine.deepspeed.get("fp16", {}).get("enabled"):
+            raise ValueError("`objectives.momentum` keeps float32 copies, which `engine.deepspeed.fp16` would round")
         return self

@@ -90,6 +90,7 @@ class Engine:
     """
 
     def __init__(self, task: Task, config: PretrainConfig) -> None:
+        self.task = task
         arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
@@ -114,6 +115,7 @@ class Engine:
         set_lr(self._engine.optimizer, lr)
         if not self._move():
             raise NonFinite("the gradient is not finite; the optimizer has not moved")
+        self.task.end()
         return stepped
 
     def _move(self) -> bool:

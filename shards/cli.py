@@ -150,7 +150,7 @@ def _select(
     with progress(f"filter {shards.name}", len(shards)) as bar:
         found = scan(shards, asked, where, progress=bar)
     write_selection(shards, found.kept, out)
-    lines = [*found.report.lines(), f"{out}: {found.report.kept} samples of {shards.folder}"]
+    lines = [*found.report.lines(), f"{out}: {found.report.kept} samples of {shards.address}"]
     print_result(as_json, lambda: {"out": str(out), "filtered": found.report.model_dump()}, lines)
 
 

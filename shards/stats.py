@@ -100,7 +100,7 @@ def stats(folder: Path, look: int = 1000) -> Stats:
     shards = ShardSet(folder)
     tally = _Tally()
     for entry in shards.manifest.shards:
-        tally.add(read_index(shards.folder / entry.index_name))
+        tally.add(read_index(Path(folder) / entry.index_name))
     return Stats(
         folder=str(folder),
         digest=shards.digest,
