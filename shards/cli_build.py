@@ -24,7 +24,7 @@ PerShard = Annotated[int, typer.Option(help="Samples in each shard; the last may
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished build of the same settings.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the build in the folder first.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Preset = Annotated[str | None, typer.Option(help="Filters that people know: datacomp.")]
+Preset = Annotated[str | None, typer.Option(help="Filters to start from: datacomp, or a YAML file of them.")]
 FilterOption = Annotated[list[str] | None, typer.Option("--filter", help="NAME=VALUE, repeatable; over the preset.")]
 Workers = Annotated[int, typer.Option(help="Processes; the bytes do not depend on it.")]
 ExecutorOption = Annotated[str, typer.Option("--executor", help="local, or ray: the cluster of RAY_ADDRESS.")]

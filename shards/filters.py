@@ -9,8 +9,10 @@ for the reason of its first. Filters run in the order of `Filters`; the first th
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shards.decode import decode_image, image_size
@@ -95,20 +97,21 @@ class Verdict:
 
 
 def parse_filters(preset: str | None, settings: list[str]) -> Filters:
-    """A preset, or nothing, with `name=value` settings on top; `languages=en,de` is a list.
+    """A preset, a YAML file of filters, or nothing, with `name=value` settings on top; `languages=en,de` is a list.
 
     Raises:
         UserError: an unknown preset or filter, or a value that it cannot have.
     """
-    if preset is not None and preset not in PRESETS:
-        raise UserError(f"`preset` (={preset}) must be one of {', '.join(PRESETS)}{nearest(preset, PRESETS)}")
-    values: dict[str, Any] = PRESETS[preset].settings if preset else {}
+    values = _preset(preset) if preset is not None else {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals or name not in Filters.model_fields:
-            known = ", ".join(Filters.model_fields)
-            raise UserError(f"`filter` (={setting}) must be NAME=VALUE{nearest(name, Filters.model_fields)}; {known}")
+        if not equals:
+            raise UserError(f"`filter` (={setting}) must be NAME=VALUE")
         values[name] = value.split(",") if name == "languages" else value
+    for name in values:
+        if name not in Filters.model_fields:
+            known = Filters.model_fields
+            raise UserError(f"`filter` (={name}) must be one of {', '.join(known)}{nearest(name, known)}")
     try:
         filters = Filters.model_validate(values)
     except ValidationError as error:
@@ -117,6 +120,22 @@ def parse_filters(preset: str | None, settings: list[str]) -> Filters:
         raise UserError(f"`filter` (={name}={values[name]}) is refused: {first['msg'].lower()}") from None
     _check_languages(filters.languages)
     return filters
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if Path(name).suffix not in (".yaml", ".yml"):
+        if name not in PRESETS:
+            raise UserError(f"`preset` (={name}) must be a .yaml file or {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+        return PRESETS[name].settings
+    try:
+        values = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"`preset` (={name}) cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"`preset` (={name}) is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"`preset` (={name}) must hold lines of NAME: VALUE")
+    return values
 
 
 def _check_languages(languages: tuple[str, ...]) -> None:

@@ -179,13 +179,25 @@ def _rows(
     notes = Counter(item.kind for item in items if isinstance(item, Fault))
     rejected: Counter[str] = Counter()
     rows = []
-    for key, group in _groups([item for item in items if isinstance(item, Member)], notes, rejected):
-        row = _row(view, key, group, caption_field, notes)
-        if isinstance(row, str):
-            rejected[row] += 1
-        else:
-            rows.append(row)
+    for members in _stretches(items):
+        for key, group in _groups(members, notes, rejected):
+            row = _row(view, key, group, caption_field, notes)
+            if isinstance(row, str):
+                rejected[row] += 1
+            else:
+                rows.append(row)
     return sorted(rows, key=lambda row: row["image_offset"]), rejected, notes, faults
+
+
+def _stretches(items: list[Member | Fault]) -> list[list[Member]]:
+    """Members between two places of damage. Those behind one may be another sample's with the same key."""
+    stretches: list[list[Member]] = [[]]
+    for item in items:
+        if isinstance(item, Member):
+            stretches[-1].append(item)
+        elif item.kind != "not_a_file":
+            stretches.append([])
+    return stretches
 
 
 def _groups(members: list[Member], notes: Counter[str], rejected: Counter[str]) -> list[tuple[str, Group]]:
