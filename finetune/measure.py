@@ -7,12 +7,17 @@ from typing import Literal
 
 import torch
 
-from finetune.evaluate import Labels, Options, check_rerank, choose_folds, choose_rerank, evaluate, run_name
+from finetune.compatibility.modes import check_modes
+from finetune.evaluate import Options, check_rerank, choose_folds, choose_rerank, evaluate, matches
 from finetune.examples import thumbnails
+from finetune.facts import Labels, run_name
+from finetune.query_ranks import ranks_path
 from finetune.ranking import ScoreName
 from finetune.results import Results, gallery_path
 from finetune.retrieval import RetrievalSet, open_input
+from pretrain import distributed
 from pretrain.checkpoint import load_checkpoint
+from pretrain.engine import start_process_group, world_from_environment
 from shards.errors import UserError
 from shards.storage import write_atomically
 
@@ -29,6 +34,8 @@ class Request:
     rerank: int | None
     score: ScoreName
     captions: Literal["all", "first5"]
+    compat: tuple[str, ...]
+    compat_images: Path | None
     name: str | None
     dataset: str | None
     trained_on: str
@@ -37,7 +44,9 @@ class Request:
 
 
 def measure(request: Request, out: Path, overwrite: bool) -> Results:
-    """Evaluates and writes `out` and its gallery; `out` comes last, so that it never stands alone.
+    """Evaluates and writes `out` with its ranks and gallery; `out` comes last, so that it never stands alone.
+
+    Under a launcher every rank calls it; the first writes.
 
     Raises:
         UserError: before anything is encoded or written.
@@ -49,7 +58,10 @@ def measure(request: Request, out: Path, overwrite: bool) -> Results:
     dataset = request.dataset or corpus.name
     folds = choose_folds(dataset, len(corpus.source))
     checkpoint = load_checkpoint(request.ckpt)
-    options = Options(choose_rerank(request.rerank, checkpoint), request.score, folds, choose_device(request.device))
+    rerank = choose_rerank(request.rerank, checkpoint)
+    check_modes(request.compat, matches(checkpoint), rerank)
+    device = choose_device(request.device)
+    images = _names(request.compat_images)
     labels = Labels(
         name=request.name or run_name(checkpoint),
         data=corpus.name,
@@ -58,12 +70,24 @@ def measure(request: Request, out: Path, overwrite: bool) -> Results:
         command=request.command,
     )
     data = RetrievalSet.from_source(corpus.source, request.captions)
-    results = evaluate(checkpoint, data, labels, options)
-    pictures = thumbnails(data, [results.examples_i2t, results.examples_t2i])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(gallery_path(out), json.dumps(pictures, indent=0).encode())
-    write_atomically(out, results.model_dump_json(indent=1).encode())
-    return results
+    if world_from_environment() > 1:
+        device = join(device, request.device)
+    measured = evaluate(checkpoint, data, labels, Options(rerank, request.score, folds, device, request.compat, images))
+    if distributed.rank() == 0:
+        results = measured.results
+        pictures = thumbnails(data, [results.examples_i2t, results.examples_t2i])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(gallery_path(out), json.dumps(pictures, indent=0).encode())
+        write_atomically(ranks_path(out), measured.ranks.to_bytes())
+        write_atomically(out, results.model_dump_json(indent=1).encode())
+    distributed.barrier()
+    return measured.results
+
+
+def join(device: str, asked: str | None) -> str:
+    """Joins the launcher's group; each rank takes its own GPU unless one device was asked for by name."""
+    own = start_process_group()
+    return device if asked else str(own)
 
 
 def choose_device(device: str | None) -> str:
@@ -77,3 +101,16 @@ def choose_device(device: str | None) -> str:
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise UserError(f"`--device` (={device}) must be cpu, or cuda where there is a GPU that torch can use")
     return device
+
+
+def _names(file: Path | None) -> tuple[str, ...]:
+    """One name of an image a line.
+
+    Raises:
+        UserError: no such file.
+    """
+    if file is None:
+        return ()
+    if not file.is_file():
+        raise UserError(f"`--compat-images` (={file}) is not a file")
+    return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())

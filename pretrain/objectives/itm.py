@@ -65,6 +65,10 @@ class ITM(nn.Module):
         logits_B2 = self.head(fused_BLD[:, 0])
         return logits_B2[:, 1] - logits_B2[:, 0]
 
+    def match_logit(self, fused_BLD: Tensor) -> Tensor:
+        """The logit of a match alone, float [B]: what published evaluators rank by."""
+        return self.head(fused_BLD[:, 0])[:, 1]
+
     def forward(self, views: Views) -> Tensor:
         text, image = views.text, views.image
         all_texts, all_images = gather_encoded(text), gather_encoded(image)

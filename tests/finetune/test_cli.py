@@ -77,9 +77,29 @@ def test_evaluate_table_report(ckpt, common, tmp_path, capsys):
     assert "| **again**" in capsys.readouterr().out
     assert status("table", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["system"] == "again"
+    assert status("compare", out, out) == 0
+    assert "both are the same checkpoint" in capsys.readouterr().out
     page = tmp_path / "report.html"
     assert status("report", out, "--out", page) == 0
     assert page.read_text().count("data:image/jpeg") > 20
+
+
+def test_published_evaluators_and_comparison(ckpt, common, tmp_path, capsys):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    words = ["evaluate", "--ckpt", ckpt, *common, "--compat", "albef", "--compat", "open_clip", "--compat", "uniter"]
+    assert status(*words, "--out", first) == 0
+    assert "as albef prints it: " in capsys.readouterr().out
+    made = json.loads(first.read_text())
+    assert [mode["mode"] for mode in made["compatibility"]] == ["albef", "open_clip", "uniter"]
+    assert first.with_suffix(".ranks.npz").stat().st_size < 4000
+    assert status("evaluate", "--ckpt", ckpt, *common, "--rerank", 0, "--out", second) == 0
+    capsys.readouterr()
+    assert status("compare", first, second) == 2
+    assert "`protocol.rerank` must be the same" in capsys.readouterr().err
+    assert status("compare", first, second, "--any-rerank", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["warning"].endswith("re-ranked differently")
+    assert found["differences"][6]["first"] == made["rsum"]["pessimistic"]
 
 
 def test_retrieval_trains_and_refuses_a_used_folder(ckpt, common, tmp_path, capsys):
@@ -116,6 +136,10 @@ def test_retrieval_trains_and_refuses_a_used_folder(ckpt, common, tmp_path, caps
         (["+ckpt", "+annotations", "--images", "nowhere"], "`images` (=nowhere) must be a folder"),
         (["+ckpt", "+common", "--split", "vla"], "`split` (=vla) must name images"),
         (["+ckpt", "+common", "--rerank", "5"], "`--rerank` (=5) must be 0 (off) or at least 10"),
+        (["+ckpt", "+common", "--compat", "albfe"], "did you mean `albef`"),
+        (["+ckpt", "+common", "--compat", "albef", "--rerank", "0"], "it needs a matching head and `--rerank` above 0"),
+        (["+ckpt", "+common", "--compat", "vse++"], "counts on 5 captions of each image; one image has 1"),
+        (["+ckpt", "+common", "--compat-images", "nowhere"], "`--compat-images` (=nowhere) is not a file"),
         (["+ckpt", "+common", "--dataset", "coco_5k"], "must have 5000 images; the data has 12"),
         (["+ckpt", "+common", "--device", "tpu"], "`--device` (=tpu) must be cpu"),
     ],
@@ -127,7 +151,7 @@ def test_evaluate_refuses(words, message, ckpt, common, tmp_path, capsys):
     assert status("evaluate", *expanded, "--out", out) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.strip().count("\n") == 0 or "split" in message
+    assert error.strip().count("\n") == 0 or "split" in message or "captions of" in message
     assert not out.parent.exists()
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.evaluate import Labels, Options, check_rerank, choose_folds, choose_rerank, evaluate
+from finetune import evaluate as evaluation
+from finetune.evaluate import Options, check_rerank, choose_folds, choose_rerank
 from finetune.examples import thumbnails
+from finetune.facts import Labels
 from finetune.ranking import Side, rank
 from finetune.recall import Recall
 from finetune.results import Results
@@ -15,6 +17,12 @@ from shards.errors import UserError
 from tests.finetune.corpus import Corpus, checkpoint
 
 LABELS = Labels(name="tiny", data="corpus", dataset="corpus", pretraining_data="", command="finetune evaluate")
+
+
+def evaluate(*arguments):
+    return evaluation.evaluate(*arguments).results
+
+
 ROUNDING = 2e-5  # measured 2e-6 between batch sizes, on log-odds of about 1
 
 
@@ -77,7 +85,8 @@ def test_the_same_text_has_the_same_score_to_the_last_bit(tiny, data):
 def test_reranking_against_sorting_the_slow_scores(tiny, data, slow, score):
     k = 10
     fold = data.folds(1)[0]
-    ranked = rank(Scorer(tiny, data), [Side(fold, True), Side(fold, False)], k, score)
+    scorer = Scorer(tiny, data)
+    ranked = rank(scorer, scorer.similarity(), [Side(fold, True), Side(fold, False)], k, score)
     cosine, logit = slow
     second = logit + cosine if score == "itm+itc" else logit
     for way, first, final in ((ranked[0], cosine, second), (ranked[1], cosine.T, second.T)):
@@ -145,7 +154,7 @@ def test_examples_show_the_first_five_and_the_worst(tiny, data):
 def test_folds_are_means_over_smaller_galleries(tiny, data):
     results = evaluate(tiny, data, LABELS, Options(folds=3))
     scorer = Scorer(tiny, data)
-    parts = [rank(scorer, [Side(fold, True)], 0, "itm")[0] for fold in data.folds(3)]
+    parts = [rank(scorer, scorer.similarity(), [Side(fold, True)], 0, "itm")[0] for fold in data.folds(3)]
     expected = [Recall.of(part.ranks.pessimistic) for part in parts]
     assert results.i2t.pessimistic == Recall.mean_of(expected)
     assert results.i2t.deviation is not None

@@ -92,7 +92,7 @@ def test_published_figures_are_recalls_and_every_odd_one_has_a_note():
         ("{", "is not JSON"),
         ("[]", "must be a file that `finetune evaluate` wrote"),
         ('{"rsum": 600}', "must be a file that `finetune evaluate` wrote"),
-        ('{"format": "duostream.results/1"}', "is damaged: name: field required"),
+        ('{"format": "duostream.results/2"}', "is damaged: name: field required"),
     ],
 )
 def test_only_results_files_enter(tmp_path, content, message):
