@@ -1,6 +1,7 @@
 """The command `finetune`: one line for each of its commands, which live in `finetune/commands/`."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -13,8 +14,15 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Fine-tune for image-text retrieval, evaluate, compare, and print the table and the report.",
 )
+
+
+@app.callback()
+def finetune(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
+    """Fine-tune for image-text retrieval, evaluate, compare, and print the table and the report."""
+    # deepspeed's launcher puts --local_rank before the command's name; ranks are read from the environment
+
+
 app.command(no_args_is_help=True)(retrieval)
 app.command(no_args_is_help=True)(evaluate)
 app.command()(table)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.commands.options import Annotations, Ckpt, Device, Images, Json, LocalRank, Overwrite, Shards
+from finetune.commands.options import Annotations, Ckpt, Device, Images, Json, Overwrite, Shards
 
 if TYPE_CHECKING:
     from finetune.results import Results
@@ -54,7 +54,6 @@ def evaluate(
     device: Device = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
-    local_rank: LocalRank = 0,
 ) -> None:
     """Measure retrieval in both directions and write results.json; under a launcher the ranks share the work.
 

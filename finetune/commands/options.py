@@ -12,4 +12,3 @@ Shards = Annotated[Path | None, typer.Option(help="Folder that `shards build` wr
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: cuda where there is one]")]
-LocalRank = Annotated[int, typer.Option("--local_rank", hidden=True)]  # deepspeed's launcher passes it

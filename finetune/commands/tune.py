@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.commands.options import Annotations, Ckpt, Images, LocalRank, Overwrite, Shards
+from finetune.commands.options import Annotations, Ckpt, Images, Overwrite, Shards
 
 
 def retrieval(
@@ -21,7 +21,6 @@ def retrieval(
     config: Annotated[Path | None, typer.Option(help="YAML file; see configs/finetune/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or start it.")] = False,
     overwrite: Overwrite = False,
-    local_rank: LocalRank = 0,
 ) -> None:
     """Fine-tune a checkpoint for retrieval.
 

@@ -5,47 +5,26 @@ import subprocess
 import sys
 
 import pytest
-from safetensors.torch import save_file
 
 from finetune.cli import main
 from finetune.config import FinetuneConfig, RetrievalData, pretrain_config
-from pretrain.checkpoint import CONFIG, STATE, WEIGHTS, _sha256
 from pretrain.config import DataConfig
-from pretrain.settings import dump_config, load_config
+from pretrain.settings import load_config
 from shards.errors import UserError
-from tests.finetune.corpus import Corpus, checkpoint
+from tests.finetune.corpus import write_corpus, write_run
 from tests.pretrain.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A Karpathy-form corpus on disk: 16 images for training, 12 for testing."""
-    folder = tmp_path_factory.mktemp("corpus")
-    (folder / "images").mkdir()
-    entries = []
-    for index, sample in enumerate(Corpus(28).samples):
-        (folder / "images" / f"{sample.key}.png").write_bytes(sample.image)
-        sentences = [{"raw": caption} for caption in sample.captions]
-        entries.append(
-            {"filename": f"{sample.key}.png", "split": "train" if index < 16 else "test", "sentences": sentences}
-        )
-    (folder / "dataset.json").write_text(json.dumps({"images": entries}))
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), train=16, test=12)
 
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
     """An untrained checkpoint on disk, in a run folder."""
-    folder = tmp_path_factory.mktemp("ckpt")
-    made = checkpoint(folder)
-    made.path.mkdir(parents=True)
-    save_file(made.task.state_dict(), made.path / WEIGHTS)
-    (made.path / CONFIG).write_text(dump_config(made.config))
-    made.tokenizer.save(made.path)
-    files = {name: _sha256(made.path / name) for name in (WEIGHTS, CONFIG, "tokenizer.json")}
-    (made.path / STATE).write_text(json.dumps({"step": 7, "world": 1, "stream": {}, "files": files}))
-    (made.path.parent / "latest").write_text(made.path.name)
-    return made.path.parent.parent
+    return write_run(tmp_path_factory.mktemp("ckpt"))
 
 
 def status(*words):
