@@ -99,6 +99,7 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
     ranks = QueryRanks(_joined(i2t), _joined(t2i), data.image_T)
     results = Results(
         name=labels.name,
+        system=labels.system,
         stream=facts.stream_of(checkpoint),
         checkpoint=facts.checkpoint_facts(checkpoint),
         data=facts.data_facts(data, labels),

@@ -25,13 +25,15 @@ STREAMS: dict[str, Stream] = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What people call a row: itself, its data, the dataset it stands under, its pretraining data, the command."""
+    """What people call a row: itself, its data, the dataset it stands under, the published system that it reproduces,
+    its pretraining data, the command."""
 
     name: str
     data: str
     dataset: str
     pretraining_data: str
     command: str
+    system: str = ""
 
 
 def stream_of(checkpoint: Checkpoint) -> Stream:

@@ -11,6 +11,7 @@ from finetune.compatibility.modes import check_modes
 from finetune.evaluate import Options, check_rerank, choose_folds, choose_rerank, evaluate, matches
 from finetune.examples import thumbnails
 from finetune.facts import Labels, run_name
+from finetune.published import published_results
 from finetune.query_ranks import ranks_path
 from finetune.ranking import ScoreName
 from finetune.results import Results, gallery_path
@@ -18,7 +19,7 @@ from finetune.retrieval import RetrievalSet, open_input
 from pretrain import distributed
 from pretrain.checkpoint import load_checkpoint
 from pretrain.engine import start_process_group, world_from_environment
-from shards.errors import UserError
+from shards.errors import UserError, nearest
 from shards.storage import write_atomically
 
 
@@ -38,6 +39,7 @@ class Request:
     compat_images: Path | None
     name: str | None
     dataset: str | None
+    system: str
     trained_on: str
     device: str | None
     command: str
@@ -54,6 +56,7 @@ def measure(request: Request, out: Path, overwrite: bool) -> Results:
     if out.exists() and not overwrite:
         raise UserError(f"`--out` (={out}) must not exist yet; replace it with --overwrite")
     check_rerank(request.rerank)
+    check_system(request.system)
     corpus = open_input(request.annotations, request.images, request.split, request.shards)
     dataset = request.dataset or corpus.name
     folds = choose_folds(dataset, len(corpus.source))
@@ -66,6 +69,7 @@ def measure(request: Request, out: Path, overwrite: bool) -> Results:
         name=request.name or run_name(checkpoint),
         data=corpus.name,
         dataset=dataset,
+        system=request.system,
         pretraining_data=request.trained_on,
         command=request.command,
     )
@@ -101,6 +105,17 @@ def choose_device(device: str | None) -> str:
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise UserError(f"`--device` (={device}) must be cpu, or cuda where there is a GPU that torch can use")
     return device
+
+
+def check_system(system: str) -> None:
+    """Refuses a name that no published row has; empty is none.
+
+    Raises:
+        UserError: with the nearest name.
+    """
+    known = list(dict.fromkeys(row.system for row in published_results()))
+    if system and system not in known:
+        raise UserError(f"`--system` (={system}) must be one of {', '.join(known)}{nearest(system, known)}")
 
 
 def _names(file: Path | None) -> tuple[str, ...]:

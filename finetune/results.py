@@ -140,12 +140,14 @@ class Examples(Section):
 class Results(Section):
     """The whole file.
 
-    `ranks` is the sha256 of the archive of ranks beside it. `extended` is there for COCO where its ground truth is
-    installed, `compatibility` for the modes that were asked for.
+    `system` names the published system that the row reproduces, if any. `ranks` is the sha256 of the archive of ranks
+    beside it. `extended` is there for COCO where its ground truth is installed, `compatibility` for the modes that were
+    asked for.
     """
 
     format: Literal["duostream.results/2"] = FORMAT
     name: str
+    system: str = ""
     stream: Stream
     checkpoint: CheckpointFacts
     data: DataFacts

@@ -50,6 +50,7 @@ def evaluate(
     dataset: Annotated[
         str | None, typer.Option(help="coco_5k, coco_1k or flickr30k to stand beside published rows, or any heading.")
     ] = None,
+    system: Annotated[str, typer.Option(help="Published system that this reproduces, to stand under its row.")] = "",
     trained_on: Annotated[str, typer.Option(help="Pretraining data, for the table.")] = "",
     device: Device = None,
     overwrite: Overwrite = False,
@@ -75,6 +76,7 @@ def evaluate(
             compat_images=compat_images,
             name=name,
             dataset=dataset,
+            system=system,
             trained_on=trained_on,
             device=device,
             command=shlex.join(["finetune", *sys.argv[1:]]),

@@ -15,6 +15,7 @@ class Format(StrEnum):
 
     md = "md"
     csv = "csv"
+    latex = "latex"
     html = "html"
 
 
@@ -28,15 +29,13 @@ def table(
 
     Example: finetune table runs/*/results.json --format html > table.html
     """
-    from finetune import table as tables
     from finetune.results import read_results
+    from finetune.table import build_table, to_records
+    from finetune.table_formats import write_table
 
-    groups = tables.build_table([read_results(path) for path in results or []], only_measured)
-    if as_json:
-        typer.echo(json.dumps(tables.to_records(groups), indent=1, ensure_ascii=False))
-        return
-    write = {Format.md: tables.to_markdown, Format.csv: tables.to_csv, Format.html: tables.to_html}[form]
-    typer.echo(write(groups), nl=False)
+    groups = build_table([read_results(path) for path in results or []], only_measured)
+    text = json.dumps(to_records(groups), indent=1, ensure_ascii=False) + "\n" if as_json else ""
+    typer.echo(text or write_table(groups, form.value), nl=False)
 
 
 def compare(

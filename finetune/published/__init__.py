@@ -1,9 +1,8 @@
 """The figures of a published survey of pretrained systems, as printed, with our notes on what cannot be right.
 
-`pretraining_results.csv` holds recalls in percent (empty where none is printed), `pretraining_systems.csv` what each
-system was
-pretrained on and with which tasks. CC is Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the
-BooksCorpus.
+`pretraining_results.csv` holds recalls in percent (empty where none is printed; `doubtful` names the columns whose
+figure cannot be right or contradicts others), `pretraining_systems.csv` what each system was pretrained on and with
+which tasks. CC is Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the BooksCorpus.
 """
 
 import csv
@@ -15,15 +14,24 @@ FIGURES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 
 @dataclass(frozen=True)
 class Published:
-    """One printed row; `figures` in the order of FIGURES, None where nothing is printed."""
+    """One printed row; `figures` in the order of FIGURES, None where nothing is printed; `doubtful` names of them."""
 
     system: str
     stream: str
     dataset: str
     pretraining_data: str
     figures: tuple[float | None, ...]
+    doubtful: frozenset[str]
     source: str
     note: str
+
+    @property
+    def sum_of_recalls(self) -> float | None:
+        """What RSUM should be; None where a recall is missing or doubtful."""
+        recalls = self.figures[:6]
+        if self.doubtful - {"rsum"} or None in recalls:
+            return None
+        return sum(value for value in recalls if value is not None)
 
 
 def published_results() -> list[Published]:
@@ -36,6 +44,7 @@ def published_results() -> list[Published]:
             dataset=row["dataset"],
             pretraining_data=data[row["system"]],
             figures=tuple(float(row[name]) if row[name] else None for name in FIGURES),
+            doubtful=frozenset(filter(None, row["doubtful"].split(";"))),
             source=f"{row['venue']} {row['year']}",
             note=row["note"],
         )

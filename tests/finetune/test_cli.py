@@ -119,6 +119,7 @@ def test_retrieval_trains_and_refuses_a_used_folder(ckpt, common, tmp_path, caps
         (["+ckpt", "+common", "--compat", "albef", "--rerank", "0"], "it needs a matching head and `--rerank` above 0"),
         (["+ckpt", "+common", "--compat", "vse++"], "counts on 5 captions of each image; one image has 1"),
         (["+ckpt", "+common", "--compat-images", "nowhere"], "`--compat-images` (=nowhere) is not a file"),
+        (["+ckpt", "+common", "--system", "Vilt"], "did you mean `ViLT`"),
         (["+ckpt", "+common", "--dataset", "coco_5k"], "must have 5000 images; the data has 12"),
         (["+ckpt", "+common", "--device", "tpu"], "`--device` (=tpu) must be cpu"),
     ],
