@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from finetune import cli_search
 from finetune.commands.evaluate import evaluate
 from finetune.commands.show import compare, report, table
 from finetune.commands.tune import retrieval
@@ -28,6 +29,7 @@ app.command(no_args_is_help=True)(evaluate)
 app.command()(table)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(report)
+cli_search.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

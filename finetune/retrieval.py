@@ -1,19 +1,16 @@
 """What is retrieved: the images of a corpus, their captions, and which belong together.
 
-Shapes: I images, T texts, S side of an image in pixels.
+Shapes: I images, T texts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from finetune.recall import Indices, Positives
-from pretrain.data.transforms import evaluation_pixels
 from shards.console import progress
 from shards.errors import UserError
 from shards.reader import ShardSet
@@ -76,10 +73,6 @@ class RetrievalSet:
                 metadata.append(sample.metadata)
                 bar.advance()
         return cls(source, captions, keys, texts, np.array(images, np.int64), metadata)
-
-    def pixels(self, images: Sequence[int] | Indices, side: int) -> Tensor:
-        """What a model sees at evaluation; uint8 [B, S, S, 3]."""
-        return torch.stack([evaluation_pixels(self.source[int(image)], side) for image in images])
 
     def texts_of(self, image: int) -> slice:
         """Where an image's texts lie."""

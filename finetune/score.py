@@ -25,7 +25,8 @@ from finetune.recall import Indices, Scores
 from finetune.retrieval import RetrievalSet
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint
-from pretrain.models.interface import Encoded
+from pretrain.data.images import evaluation_images
+from pretrain.models.interface import Encoded, Fused, TextInput
 from shards.console import progress
 from shards.errors import Stopped
 
@@ -111,7 +112,7 @@ class Scorer:
         return self._fused(image_P, text_P, self.checkpoint.task.objectives["itm"].match_logit)  # type: ignore[arg-type]
 
     @torch.inference_mode()
-    def _fused(self, image_P: Indices, text_P: Indices, head: Callable[[Tensor], Tensor]) -> Scores:
+    def _fused(self, image_P: Indices, text_P: Indices, head: Callable[[Fused], Tensor]) -> Scores:
         key_P = image_P * len(self._distinct) + self.distinct_T[text_P]
         keys, inverse_P = np.unique(key_P, return_inverse=True)
         _agree(keys)
@@ -126,7 +127,7 @@ class Scorer:
         return _summed(scores).numpy()[inverse_P]
 
     def _match_block(
-        self, image_P: Indices, text_P: Indices, head: Callable[[Tensor], Tensor], advance: Callable[[int], None]
+        self, image_P: Indices, text_P: Indices, head: Callable[[Fused], Tensor], advance: Callable[[int], None]
     ) -> Tensor:
         needed, local_P = np.unique(image_P, return_inverse=True)
         model = self.checkpoint.task.model
@@ -135,8 +136,8 @@ class Scorer:
         scores_P = torch.zeros(len(image_P))
         for part in _parts(order_P, self.batching.pairs):
             text = self.texts.rows(torch.from_numpy(text_P[part]), self.device)
-            fused_BLD = model.fuse(text, memory.rows(torch.from_numpy(local_P[part]).to(self.device)))
-            scores_P[part] = head(fused_BLD).float().cpu()
+            fused = model.fuse(text, memory.rows(torch.from_numpy(local_P[part]).to(self.device)))
+            scores_P[part] = head(fused).float().cpu()
             advance(len(part))
         return scores_P
 
@@ -151,8 +152,8 @@ class Scorer:
         return _summed(embedding_IE)
 
     def _encode_images(self, images: Indices) -> Encoded:
-        pixels_BHWC = self.data.pixels(images, self.checkpoint.config.model.image_size)
-        return self.checkpoint.task.model.encode_image(pixels_BHWC.to(self.device))
+        inputs = evaluation_images([self.data.source[int(image)] for image in images], self.checkpoint.config)
+        return self.checkpoint.task.model.encode_image(inputs.to(self.device))
 
     def _encode_texts(self) -> Texts:
         """Encodes the distinct texts sorted by their number of words, a cheap stand-in for tokens."""
@@ -167,7 +168,7 @@ class Scorer:
 
     def _encode_text(self, texts: list[str]) -> Encoded:
         ids_BL, mask_BL = self.checkpoint.tokenizer.batch(texts, self.checkpoint.config.data.max_tokens)
-        encoded = self.checkpoint.task.model.encode_text(ids_BL.to(self.device), mask_BL.to(self.device))
+        encoded = self.checkpoint.task.model.encode_text(TextInput(ids_BL, mask_BL).to(self.device))
         return Encoded(encoded.tokens_BTD.cpu(), mask_BL, encoded.embedding_BE.float().cpu())
 
 

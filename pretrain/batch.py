@@ -1,39 +1,66 @@
 """The batch that reaches the model: named tensors, one legend of shapes.
 
-Shapes: B pairs on this rank, H x W pixels, L tokens (padded to the longest text of the batch).
+Shapes: B pairs on this rank, H x W pixels, L tokens (padded to the longest text of the batch), K regions (padded to the
+largest number of the batch), F region features, C classes of a detector, A attributes of a region.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from enum import IntEnum
 
-import torch
 from torch import Tensor
+
+from pretrain.rows import Rows
+
+
+class Draw(IntEnum):
+    """What each column of `Batch.draws_BK` decides; a new one goes last, which leaves the others' numbers alone."""
+
+    WRONG_TEXT = 0
+    WRONG_IMAGE = 1
+    PREFIX = 2
+    SWAP = 3
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One rank's part of a global batch.
+class Batch(Rows):
+    """One rank's part of a global batch. What the configuration does not need is None.
 
     Attributes:
-        pixels_BHWC: uint8 [B, H, W, 3], RGB; normalised on the device.
-        token_ids_BL: int64 [B, L], starting with [CLS], ending with [SEP], padded with [PAD].
+        token_ids_BL: int64 [B, L], framed by the tokenizer's first and last token, padded.
         token_mask_BL: bool [B, L], True where there is a token.
         masked_ids_BL: int64 [B, L], the same text with masked-language corruption.
         masked_labels_BL: int64 [B, L], the original id where it was masked, -100 elsewhere.
         group_B: int64 [B], equal where two pairs may not serve as each other's negatives.
-        draws_BK: float64 [B, K] uniform in [0, 1): every random choice of the objectives comes from here, so that it is
-            a function of the sample's place in the global order and not of the rank.
+        draws_BK: float64 [B, draws] uniform in [0, 1): every random choice of the objectives comes from here, so that
+            it is a function of the sample's place in the global order and not of the rank.
+        pixels_BHWC: uint8 [B, H, W, 3], RGB; normalised on the device.
+        segments_BL: int64 [B, L], 0 for the caption, 1 for tags or a second caption.
+        region_features_BKF: float32 [B, K, F].
+        region_boxes_BK4: float32 [B, K, 4], left, top, right, bottom as shares of the image's width and height.
+        region_mask_BK: bool [B, K], True where there is a region.
+        region_labels_BK: int64 [B, K], -100 where unknown.
+        region_attributes_BKA: int64 [B, K, A], -100 where there is none.
+        region_probabilities_BKC: float32 [B, K, C], what the detector believes; one-hot of the label without it.
+        masked_regions_BK: bool [B, K], regions that masked region modelling hides.
+        image_sizes_B2: int64 [B, 2], height and width in pixels of what is an image and not padding.
     """
 
-    pixels_BHWC: Tensor
     token_ids_BL: Tensor
     token_mask_BL: Tensor
     masked_ids_BL: Tensor
     masked_labels_BL: Tensor
     group_B: Tensor
     draws_BK: Tensor
+    pixels_BHWC: Tensor | None = None
+    segments_BL: Tensor | None = None
+    region_features_BKF: Tensor | None = None
+    region_boxes_BK4: Tensor | None = None
+    region_mask_BK: Tensor | None = None
+    region_labels_BK: Tensor | None = None
+    region_attributes_BKA: Tensor | None = None
+    region_probabilities_BKC: Tensor | None = None
+    masked_regions_BK: Tensor | None = None
+    image_sizes_B2: Tensor | None = None
 
     def __len__(self) -> int:
-        return self.pixels_BHWC.shape[0]
-
-    def to(self, device: torch.device | str) -> "Batch":
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return len(self.token_ids_BL)

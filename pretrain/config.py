@@ -26,12 +26,31 @@ class AugmentConfig(Section):
     rotate: float = Field(0.0, ge=0, le=180)
 
 
+class RegionsConfig(Section):
+    """What is read of the regions that a detector or an author marked.
+
+    Of each image the `most` most confident regions are read, those below `least_score` only if there is no other.
+    `labels` is a JSON file that numbers the names of classes and attributes (see `pretrain labels`). `classes` asks for
+    the detector's distribution over so many classes. `hide` is the share of regions that masked region modelling hides,
+    and with each of them those that cover it by more than `hide_overlap` (null: none).
+    """
+
+    most: int = Field(36, ge=1)
+    least_score: float = Field(0.0, ge=0, le=1)
+    labels: str | None = None
+    classes: int = Field(0, ge=0)
+    hide: float = Field(0.0, ge=0, lt=1)
+    hide_overlap: float | None = Field(None, gt=0, lt=1)
+
+
 class DataConfig(Section):
     """What is read and how it is batched.
 
     `shards` is a folder that `shards build` wrote. `tokenizer` is a tokenizer.json or a folder or `package:` place that
     holds one. `group_by` names a metadata field: pairs that share its value are each other's positives. `captions`
-    `one` draws one caption per image and epoch; `join` shuffles all of them into one text.
+    `one` draws one caption per image and epoch; `join` shuffles all of them into one text. `second` is what follows as
+    the second segment of the text: the image's `tags` in random order, or another of its captions. `regions` null reads
+    none.
     """
 
     shards: str = ""
@@ -41,6 +60,8 @@ class DataConfig(Section):
     workers: int = Field(0, ge=0)
     group_by: str | None = None
     captions: Literal["one", "join"] = "one"
+    second: Literal["tags", "caption"] | None = None
+    regions: RegionsConfig | None = None
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -116,6 +137,15 @@ class PretrainConfig(Section):
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _regions_are_read(self) -> "PretrainConfig":
+        if self.model.vision.region and self.data.regions is None:
+            raise ValueError("`model.vision.region` reads regions, so `data.regions` must not be null")
+        augment = self.data.augment
+        if self.data.regions and (augment.crop_scale < 1 or augment.flip or augment.rotate):
+            raise ValueError("`data.augment` may not crop, flip or rotate where `data.regions` is set: boxes stay put")
+        return self
 
     @model_validator(mode="after")
     def _fused_objectives_need_a_trunk(self) -> "PretrainConfig":

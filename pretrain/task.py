@@ -26,16 +26,15 @@ class Task(nn.Module):
         super().__init__()
         self.model = DuoModel(model, vocabulary)
         chosen = {name: config for name in OBJECTIVES if (config := getattr(objectives, name)) is not None}
-        words = len(self.model.word_embedding_VD)
         self.objectives = nn.ModuleDict(
-            {name: OBJECTIVES[name](config, self.model.width, words) for name, config in chosen.items()}
+            {name: OBJECTIVES[name](config, self.model.shape) for name, config in chosen.items()}
         )
         self.weights = {name: config.weight for name, config in chosen.items()}
-        self.masked = any(OBJECTIVES[name].masked for name in chosen)
+        self.reads = {view for name in chosen for view in OBJECTIVES[name].reads}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns each objective's loss and, as `loss`, their weighted sum; each a float scalar of this rank's part."""
-        views = Views(self.model, batch, self.masked)
+        views = Views(self.model, batch, self.reads)
         losses = {name: objective(views) for name, objective in self.objectives.items()}
         return {"loss": sum(self.weights[name] * loss for name, loss in losses.items()), **losses}
 
@@ -46,10 +45,10 @@ def outline(model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -
     Raises:
         UserError: options that the encoders refuse, or an image encoder that yields no tokens.
     """
-    size, portable = model.image_size, self_contained(model)
+    portable = self_contained(model)
     if model.vision.weights != "timm":  # a file's names and shapes are compared too, but nothing is fetched yet
         portable = portable.model_copy(update={"vision": model.vision})
     with torch.device("meta"):
         task = Task(portable, objectives, vocabulary)
-        task.model.encode_image(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        task.model.encode_image(task.model.vision.example())
     return task

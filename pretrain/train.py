@@ -11,7 +11,7 @@ import torch
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
 from pretrain.config import PretrainConfig
-from pretrain.data.loader import Preparation, check_group
+from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, start_process_group, world_from_environment
 from pretrain.metrics import reporting
@@ -49,8 +49,8 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     source = ShardSet(Path(config.data.shards)) if source is None else source
     if not len(source):
         raise UserError(f"`source` (={source.name}) must hold at least one pair")
-    check_group(config.data.group_by, source[0])
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
+    check_inputs(config, tokenizer, source[0])
     _check_task(config, len(tokenizer), initial)
     check_folder(config, world)
     return Inputs(source, tokenizer)

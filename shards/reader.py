@@ -14,11 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import DamagedSample
-from shards.manifest import Manifest, ShardEntry, read_index, read_manifest
+from shards.foreign import foreign_sample
+from shards.manifest import Foreign, Manifest, ShardEntry, read_index, read_manifest
 from shards.sample import ARRAYS, Identity, Sample, sample_from_members
 
 OPEN_SHARDS = 64
 """Indices and files held at a time, per process: four windows of the stream's order."""
+NEAR = 1 << 16
+"""Members of a sample that lie apart by less than this, in bytes, are read in one go."""
 
 
 class ShardSet:
@@ -83,7 +86,7 @@ class ShardSet:
     def _opened(self, number: int) -> "_OpenShard":
         shard = self._open.get(number)
         if shard is None:
-            shard = self._open[number] = _OpenShard(self.folder, self.manifest.shards[number])
+            shard = self._open[number] = _OpenShard(self.folder, self.manifest.shards[number], self.manifest.foreign)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
@@ -93,24 +96,36 @@ class ShardSet:
 class _OpenShard:
     """One tar and the columns of its index. `pread` keeps no position, so forked processes may share the descriptor."""
 
-    def __init__(self, folder: Path, entry: ShardEntry) -> None:
+    def __init__(self, folder: Path, entry: ShardEntry, foreign: Foreign | None) -> None:
+        self.name, self.foreign = entry.name, foreign
         index = read_index(folder / entry.index_name)
         if index.num_rows != entry.samples:
             raise ValueError(f"its index has {index.num_rows} rows where the manifest says {entry.samples}")
         self.keys = index["key"]
         self.extensions = index["extension"]
-        self.places = {name: _places(index, name) for name in ("image", "json", *ARRAYS)}
+        self.places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
         self.descriptor = os.open(folder / entry.name, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, ordinal: int) -> Sample:
-        places = {name: place for name, rows in self.places.items() if (place := rows[ordinal].tolist())[1]}
-        # The members of a sample lie one behind the other: one read for all.
-        start = places["image"][0]
-        span = os.pread(self.descriptor, max(offset + size for offset, size, _ in places.values()) - start, start)
-        members = {name: _checked(name, span, start, place) for name, place in places.items()}
-        image, record = members.pop("image"), members.pop("json")
-        return sample_from_members(self.keys[ordinal].as_py(), image, self.extensions[ordinal].as_py(), record, members)
+        places = {name: rows[ordinal].tolist() for name, rows in self.places.items()}
+        members = self._members({name: place for name, place in places.items() if place[1]})
+        key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
+        if self.foreign:
+            return foreign_sample(self.name, ordinal, key, extension, members, self.foreign)
+        return sample_from_members(key, members.pop("image"), extension, members.pop("json"), members)
+
+    def _members(self, places: dict[str, list[int]]) -> dict[str, bytes]:
+        """The checked contents of members by name; one read where they lie near each other, as ours do."""
+        start = min(offset for offset, _, _ in places.values())
+        length = max(offset + size for offset, size, _ in places.values()) - start
+        near = length <= 2 * sum(size for _, size, _ in places.values()) + NEAR
+        span = os.pread(self.descriptor, length, start) if near else b""
+        members = {}
+        for name, (offset, size, crc32) in places.items():
+            content = span[offset - start :][:size] if near else os.pread(self.descriptor, size, offset)
+            members[name] = _checked(name, content, size, crc32)
+        return members
 
 
 def _places(index: pa.Table, name: str) -> np.ndarray:
@@ -123,9 +138,7 @@ def _places(index: pa.Table, name: str) -> np.ndarray:
     return np.stack([pc.fill_null(column, 0).to_numpy().astype(np.int64) for column in columns], axis=1)
 
 
-def _checked(name: str, span: bytes, start: int, place: list[int]) -> bytes:
-    offset, size, crc32 = place
-    content = span[offset - start : offset - start + size]
+def _checked(name: str, content: bytes, size: int, crc32: int) -> bytes:
     what = {"json": "record"}.get(name, name)
     if len(content) != size:
         raise ValueError(f"the {what} ends after {len(content)} of {size} bytes")

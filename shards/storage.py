@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,3 +84,49 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replace_folder_atomically(path: Path, overwrite: bool = False, mark: str = "") -> Iterator[Path]:
+    """Yields an empty folder that takes the name `path` when the block ends well, and is removed when it does not.
+
+    Until then it is `.NAME.partial` beside it. Files and entries are on disk on return. An earlier folder stays until
+    the new one is whole; two renames replace it.
+
+    Args:
+        overwrite: Whether a folder at `path` may be replaced.
+        mark: A file that an earlier folder must hold to be replaced: others are not ours to delete.
+
+    Raises:
+        UserError: `path` exists and may not be replaced, another process is writing it, or the disk cannot take it.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"`out` (={path}) must not exist yet; replace it with --overwrite")
+    if path.exists() and not (path / mark).is_file():
+        raise UserError(f"`out` (={path}) holds no {mark}, so it is not replaced")
+    temporary, old = path.with_name(f".{path.name}{PARTIAL}"), path.with_name(f".{path.name}.old")
+    with locked_folder(temporary):
+        try:
+            _empty(temporary)
+            yield temporary
+            for file in temporary.rglob("*"):
+                sync_path(file)
+            sync_path(temporary)
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                os.rename(path, old)
+            os.rename(temporary, path)
+            sync_path(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise _cannot_write(path.parent, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

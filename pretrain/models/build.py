@@ -1,14 +1,16 @@
 """The composition: an image encoder, a text encoder, a shared space, and a trunk."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.fusion import TextQueriesImage
-from pretrain.models.interface import Encoded, Memory
+from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
+from pretrain.models.joint import Joint
 from pretrain.models.text import TextEncoder, self_contained_text
-from pretrain.models.vision import ImageEncoder
+from pretrain.models.tower import visual_embedder
+
+Trunk = Joint | TextQueriesImage
 
 
 class DuoModel(nn.Module):
@@ -20,33 +22,44 @@ class DuoModel(nn.Module):
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()
-        self.vision = ImageEncoder(config.vision, config.image_size)
+        self.vision = visual_embedder(config.vision, config.image_size)
         self.text = TextEncoder(config.text, vocabulary)
-        self.width = self.text.width
-        self.image_projection = nn.Linear(self.vision.pooled_width, config.embedding_dim)
-        self.text_projection = nn.Linear(self.text.width, config.embedding_dim)
+        self.image_projection = _projection(self.vision.pooled_width, config.embedding_dim)
+        self.text_projection = _projection(self.text.width, config.embedding_dim)
         self.fusion = _trunk(config, self.text.width, self.vision.width)
+        self.shape = ModelShape(
+            width=self.text.width,
+            image_width=self.vision.width,
+            pooled_width=self.text.width if self.fusion is None else self.fusion.pooler.width,
+            vocabulary=len(self.word_embedding_VD),
+            embedding_dim=config.embedding_dim,
+            region_dim=config.vision.region.features if config.vision.region else None,
+            image_prefix=self.vision.prefix,
+        )
 
     @property
     def word_embedding_VD(self) -> Tensor:
         return self.text.word_embedding_VD
 
-    def encode_image(self, pixels_BHWC: Tensor) -> Encoded:
-        tokens_BND, pooled_BD = self.vision(pixels_BHWC)
-        mask_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
-        return Encoded(tokens_BND, mask_BN, F.normalize(self.image_projection(pooled_BD), dim=-1))
+    def encode_image(self, image: ImageInput) -> Encoded:
+        tokens_BND, mask_BN, pooled_BP = self.vision(image)
+        return Encoded(tokens_BND, mask_BN, self._share(self.image_projection, pooled_BP))
 
-    def encode_text(self, token_ids_BL: Tensor, token_mask_BL: Tensor) -> Encoded:
-        tokens_BLD, pooled_BD = self.text(token_ids_BL, token_mask_BL)
-        return Encoded(tokens_BLD, token_mask_BL, F.normalize(self.text_projection(pooled_BD), dim=-1))
+    def encode_text(self, text: TextInput, causal: bool = False) -> Encoded:
+        tokens_BLD, pooled_BD = self.text(text, causal)
+        shared_BE = self._share(self.text_projection, pooled_BD)
+        return Encoded(tokens_BLD, text.mask_BL, shared_BE, text.prefix_BL)
 
     def remember(self, image: Encoded) -> Memory:
         return self._fusing().remember(image)
 
-    def fuse(self, text: Encoded, memory: Memory) -> Tensor:
-        return self._fusing()(text, memory)
+    def fuse(self, text: Encoded, memory: Memory, attention: Attention = "bidirectional") -> Fused:
+        return self._fusing()(text, memory, attention)
 
-    def _fusing(self) -> TextQueriesImage:
+    def _share(self, projection: nn.Module, pooled_BD: Tensor) -> Tensor | None:
+        return None if self.shape.embedding_dim is None else F.normalize(projection(pooled_BD), dim=-1)
+
+    def _fusing(self) -> Trunk:
         if self.fusion is None:
             raise ValueError("a model with `model.fusion.trunk` (=none) cannot fuse")
         return self.fusion
@@ -62,8 +75,14 @@ def self_contained(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"vision": vision, "text": self_contained_text(config.text)})
 
 
-def _trunk(config: ModelConfig, text_width: int, image_width: int) -> TextQueriesImage | None:
+def _projection(width: int, embedding_dim: int | None) -> nn.Module:
+    return nn.Identity() if embedding_dim is None else nn.Linear(width, embedding_dim)
+
+
+def _trunk(config: ModelConfig, text_width: int, image_width: int) -> Trunk | None:
     match config.fusion.trunk:
+        case "joint":
+            return Joint(config.fusion, text_width, image_width)
         case "text_queries_image":
             return TextQueriesImage(config.fusion, text_width, image_width)
         case "none":

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from pretrain.models.blocks import CrossBlock
+from pretrain.models.blocks import CrossBlock, run
 from pretrain.models.config import FusionConfig
-from pretrain.models.interface import Encoded, Memory
+from pretrain.models.interface import Attention, Encoded, Fused, Memory
+from pretrain.models.masks import text_mask
+from pretrain.models.pooler import PairPooler
 
 
 class TextQueriesImage(nn.Module):
@@ -15,19 +17,29 @@ class TextQueriesImage(nn.Module):
     def __init__(self, config: FusionConfig, text_width: int, image_width: int) -> None:
         super().__init__()
         self.blocks: Sequence[CrossBlock] = nn.ModuleList(  # type: ignore[assignment]  # it forgets what it holds
-            CrossBlock(text_width, image_width, config.heads, config.dropout, config.norm) for _ in range(config.depth)
+            CrossBlock(text_width, image_width, config.block) for _ in range(config.depth)
         )
         # Pre-norm leaves the residual stream unnormalised at the end; post-norm blocks end with a norm of their own.
-        self.final_norm = nn.LayerNorm(text_width) if config.norm == "pre" else nn.Identity()
+        self.final_norm = nn.LayerNorm(text_width, config.eps) if config.norm == "pre" else nn.Identity()
+        self.pooler = PairPooler(config, text_width, image_width)
+        self.recompute = config.recompute
 
     def remember(self, image: Encoded) -> Memory:
         """The keys and values of all layers: they depend on the image alone, so each image pays for them once."""
         layers = [block.cross_attention.keys_and_values(image.tokens_BTD) for block in self.blocks]
-        return Memory(layers, image.mask_BT)
+        return Memory(image.mask_BT, layers=layers)
 
-    def forward(self, text: Encoded, memory: Memory) -> Tensor:
-        """Row i with row i -> float [B, L, D]."""
+    def forward(self, text: Encoded, memory: Memory, attention: Attention = "bidirectional") -> Fused:
+        """Row i with row i.
+
+        Args:
+            attention: `bidirectional`, or `causal` among the text tokens; all of them see the whole image.
+        """
+        if attention not in ("bidirectional", "causal"):
+            raise ValueError(f"`attention` (={attention}) must be bidirectional or causal for text_queries_image")
+        mask_B1LL = text_mask(text.mask_BT, causal=attention == "causal")
         x_BLD = text.tokens_BTD
         for block, keys_and_values in zip(self.blocks, memory.layers, strict=True):
-            x_BLD = block(x_BLD, text.mask_BT, keys_and_values, memory.mask_BN)
-        return self.final_norm(x_BLD)
+            x_BLD = run(block, self.recompute, x_BLD, mask_B1LL, keys_and_values, memory.mask_BN[:, None, None, :])
+        text_BLD = self.final_norm(x_BLD)
+        return Fused(text_BLD, None, self.pooler(text_BLD, None))

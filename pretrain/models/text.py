@@ -12,6 +12,8 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from pretrain.models.config import TextConfig
+from pretrain.models.interface import TextInput
+from pretrain.models.masks import text_mask
 from pretrain.places import locate
 from shards.errors import UserError, nearest
 
@@ -31,12 +33,15 @@ class TextEncoder(nn.Module):
         """The input embedding, float [V, D], which the masked-language head shares."""
         return self.bert.embeddings.word_embeddings.weight
 
-    def forward(self, token_ids_BL: Tensor, token_mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [B, L], bool [B, L] -> tokens float [B, L, D], pooled float [B, D]."""
-        tokens_BLD = self.bert(input_ids=token_ids_BL, attention_mask=token_mask_BL).last_hidden_state
+    def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
+        """Tokens float [B, L, D] and pooled float [B, D]."""
+        mask = text_mask(text.mask_BL, causal) if causal else text.mask_BL
+        tokens_BLD = self.bert(
+            input_ids=text.ids_BL, attention_mask=mask, token_type_ids=text.segments_BL
+        ).last_hidden_state
         if self.pooling == "cls":
             return tokens_BLD, tokens_BLD[:, 0]
-        weights_BL1 = token_mask_BL.unsqueeze(-1).to(tokens_BLD.dtype)
+        weights_BL1 = text.mask_BL.unsqueeze(-1).to(tokens_BLD.dtype)
         return tokens_BLD, (tokens_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
 
 

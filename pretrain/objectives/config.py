@@ -23,10 +23,14 @@ class ITMConfig(Section):
 
 
 class MLMConfig(Section):
-    """Masked language modelling on the fused features (BERT, arXiv:1810.04805: 80 % mask, 10 % random, 10 % kept)."""
+    """Masked language modelling on the fused features (BERT, arXiv:1810.04805: 80 % mask, 10 % random, 10 % kept).
+
+    `unit` is what is hidden together: single tokens, whole words (ViLT) or spans of words (SpanBERT).
+    """
 
     weight: float = Field(1.0, gt=0)
     probability: float = Field(0.15, gt=0, lt=1)
+    unit: Literal["token", "word", "span"] = "token"
 
 
 class ObjectivesConfig(Section):

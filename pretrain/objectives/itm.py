@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.batch import Draw
 from pretrain.distributed import gather, max_over_ranks, sum_over_ranks, world
-from pretrain.models.interface import Encoded, Memory
+from pretrain.models.interface import Encoded, Fused, Memory, ModelShape
 from pretrain.objectives.config import ITMConfig
 from pretrain.objectives.views import Views
 from pretrain.precision import full
 
-TEXT_DRAW, IMAGE_DRAW = 0, 1  # columns of Batch.draws_BK
 TEMPERATURE = 0.07  # of the draw, not of the loss
 
 
@@ -53,34 +53,34 @@ def matching_loss(logits_R2: Tensor, match_R: Tensor, valid_R: Tensor) -> Tensor
 class ITM(nn.Module):
     """Owns the two-way head on the fused first token."""
 
-    masked = False
+    reads = ("text", "image")
 
-    def __init__(self, config: ITMConfig, width: int, vocabulary: int) -> None:
+    def __init__(self, config: ITMConfig, shape: ModelShape) -> None:
         super().__init__()
         self.config = config
-        self.head = nn.Linear(width, 2)
+        self.head = nn.Linear(shape.pooled_width, 2)
 
-    def score(self, fused_BLD: Tensor) -> Tensor:
+    def score(self, fused: Fused) -> Tensor:
         """Log-odds of a match, float [B]."""
-        logits_B2 = self.head(fused_BLD[:, 0])
+        logits_B2 = self.head(fused.pooled_BD)
         return logits_B2[:, 1] - logits_B2[:, 0]
 
-    def match_logit(self, fused_BLD: Tensor) -> Tensor:
+    def match_logit(self, fused: Fused) -> Tensor:
         """The logit of a match alone, float [B]: what published evaluators rank by."""
-        return self.head(fused_BLD[:, 0])[:, 1]
+        return self.head(fused.pooled_BD)[:, 1]
 
     def forward(self, views: Views) -> Tensor:
-        text, image = views.text, views.image
+        text, image, draws_BK = views.text, views.image, views.batch.draws_BK
         all_texts, all_images = gather_encoded(text), gather_encoded(image)
         allowed_BG = views.batch.group_B[:, None] != gather(views.batch.group_B)[None, :]
-        wrong_text = all_texts.rows(self._draw(image, all_texts, allowed_BG, views.batch.draws_BK[:, TEXT_DRAW]))
-        wrong_image = all_images.rows(self._draw(text, all_images, allowed_BG, views.batch.draws_BK[:, IMAGE_DRAW]))
+        wrong_text = all_texts.rows(self._draw(image, all_texts, allowed_BG, draws_BK[:, Draw.WRONG_TEXT]))
+        wrong_image = all_images.rows(self._draw(text, all_images, allowed_BG, draws_BK[:, Draw.WRONG_IMAGE]))
         right = views.memory
         memory = Memory.concatenate([right, right, views.model.remember(wrong_image)])
-        fused = views.model.fuse(stack(text, wrong_text, text), memory)
+        fused = views.model.fuse(Encoded.concatenate([text, wrong_text, text]), memory)
         rows = len(views.batch)
-        match_R = torch.arange(3 * rows, device=fused.device) < rows
-        return matching_loss(self.head(fused[:, 0]), match_R, match_R | allowed_BG.any(1).repeat(3))
+        match_R = torch.arange(3 * rows, device=fused.pooled_BD.device) < rows
+        return matching_loss(self.head(fused.pooled_BD), match_R, match_R | allowed_BG.any(1).repeat(3))
 
     @torch.no_grad()
     def _draw(self, queries: Encoded, gallery: Encoded, allowed_BG: Tensor, draw_B: Tensor) -> Tensor:
@@ -92,24 +92,5 @@ class ITM(nn.Module):
 
 def gather_encoded(local: Encoded) -> Encoded:
     """All ranks' items, padded to the longest; with gradients."""
-    length = max_over_ranks(local.mask_BT.shape[1])
-    local = pad(local, length)
+    local = local.padded(max_over_ranks(local.mask_BT.shape[1]))
     return Encoded(gather(local.tokens_BTD), gather(local.mask_BT), gather(local.embedding_BE))
-
-
-def pad(items: Encoded, length: int) -> Encoded:
-    """Adds masked tokens up to `length`."""
-    missing = length - items.mask_BT.shape[1]
-    tokens_BTD = F.pad(items.tokens_BTD, (0, 0, 0, missing))
-    return Encoded(tokens_BTD, F.pad(items.mask_BT, (0, missing)), items.embedding_BE)
-
-
-def stack(*parts: Encoded) -> Encoded:
-    """Concatenates items along the batch, padded to the longest."""
-    length = max(part.mask_BT.shape[1] for part in parts)
-    padded = [pad(part, length) for part in parts]
-    return Encoded(
-        torch.cat([p.tokens_BTD for p in padded]),
-        torch.cat([p.mask_BT for p in padded]),
-        torch.cat([p.embedding_BE for p in padded]),
-    )

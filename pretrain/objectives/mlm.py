@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.data.masking import IGNORE
 from pretrain.distributed import sum_over_ranks, world
+from pretrain.models.interface import ModelShape
 from pretrain.objectives.config import MLMConfig
 from pretrain.objectives.views import Views
 from pretrain.precision import full
@@ -25,16 +26,17 @@ def masked_token_loss(logits_MV: Tensor, labels_M: Tensor) -> Tensor:
 class MLM(nn.Module):
     """BERT's prediction head; its output matrix is the text encoder's input embedding."""
 
-    masked = True
+    reads = ("fused_masked_text",)
 
-    def __init__(self, config: MLMConfig, width: int, vocabulary: int) -> None:
+    def __init__(self, config: MLMConfig, shape: ModelShape) -> None:
         super().__init__()
         self.config = config
+        width = shape.width
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.bias = nn.Parameter(torch.zeros(shape.vocabulary))
 
     def forward(self, views: Views) -> Tensor:
-        fused_BLD = views.model.fuse(views.masked_text, views.memory)
+        fused_BLD = views.fused_masked_text.text_BLD
         chosen_BL = views.batch.masked_labels_BL != IGNORE
         features_MD = self.transform(fused_BLD[chosen_BL])
         logits_MV = F.linear(features_MD, views.model.word_embedding_VD, self.bias)

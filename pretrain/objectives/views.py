@@ -1,48 +1,198 @@
-"""The forwards that objectives share: each runs when first asked for, and once.
+"""The forwards that objectives share: each runs when first asked for, once, together with its like.
 
-Shapes: B pairs on this rank, G pairs of all ranks, L text tokens, N image tokens, D and C widths.
+An objective names the views that it reads (its `reads`). Views that differ in their input alone (clean and masked
+text) go through the model as one batch if any objective of the step reads them; reading another one works and costs a
+forward.
+
+Shapes: B pairs on this rank, L text tokens, N image tokens, D width.
 """
 
-from functools import cached_property
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Generic, TypeVar
 
-import torch
+from torch import Tensor
 
-from pretrain.batch import Batch
-from pretrain.models.interface import Encoded, Memory, VisionLanguageModel
+from pretrain.batch import Batch, Draw
+from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, TextInput, VisionLanguageModel
+from pretrain.rows import Rows
+
+TEXTS = ("text", "masked_text")
+IMAGES = ("image", "masked_image")
+FUSED: dict[str, tuple[str, str, Attention]] = {
+    "fused_clean": ("text", "image", "bidirectional"),
+    "fused_masked_text": ("masked_text", "image", "bidirectional"),
+    "fused_masked_image": ("text", "masked_image", "bidirectional"),
+    "fused_masked_both": ("masked_text", "masked_image", "bidirectional"),
+    "fused_seq2seq": ("masked_text", "image", "seq2seq"),
+    "fused_prefix": ("prefix_text", "image", "prefix"),
+    "fused_causal": ("causal_text", "image", "causal"),
+}
+"""What each fused view is made of: a text, an image, and who sees whom."""
+
+In = TypeVar("In")
+Out = TypeVar("Out", bound=Rows)
 
 
 class Views:
     """One batch seen through one model.
 
     Args:
-        masked: Whether an objective reads `masked_text`; both texts then go through the encoder together.
+        reads: The views that the objectives of this step will read: names of properties of this class.
     """
 
-    def __init__(self, model: VisionLanguageModel, batch: Batch, masked: bool) -> None:
-        self.model, self.batch, self._masked = model, batch, masked
+    def __init__(self, model: VisionLanguageModel, batch: Batch, reads: Collection[str]) -> None:
+        self.model, self.batch = model, batch
+        sides = {side for name in reads if name in FUSED for side in FUSED[name][:2]}
+        wanted = {*reads, *sides} | ({"text"} if "prefix_text" in {*reads, *sides} else set())
+        self._texts = _Together([n for n in TEXTS if n in wanted], self._text_input, self._encode_texts)
+        self._images = _Together([n for n in IMAGES if n in wanted], self._image_input, self._encode_images)
+        seen = [n for n in IMAGES if n in sides]
+        self._memories = _Together(seen, self._images.__getitem__, self._remember)
+        self._fused = {
+            attention: _Together(
+                [name for name in FUSED if name in wanted and FUSED[name][2] == attention],
+                self._pair,
+                partial(self._fuse, attention),
+            )
+            for attention in {attention for _, _, attention in FUSED.values()}
+        }
 
-    @cached_property
-    def image(self) -> Encoded:
-        return self.model.encode_image(self.batch.pixels_BHWC)
-
-    @cached_property
+    @property
     def text(self) -> Encoded:
-        return self._texts[0]
+        return self._texts["text"]
 
-    @cached_property
+    @property
     def masked_text(self) -> Encoded:
-        return self._texts[1]
+        """With words hidden (`Batch.masked_ids_BL`)."""
+        return self._texts["masked_text"]
 
     @cached_property
+    def causal_text(self) -> Encoded:
+        """Each token has seen only what stands before it."""
+        return self.model.encode_text(self._text_input("text"), causal=True)
+
+    @cached_property
+    def prefix_text(self) -> Encoded:
+        """The clean text of which a random share from the front, none to all but one token, counts as given."""
+        return replace(self.text, prefix_BT=prefix(self.batch))
+
+    @property
+    def image(self) -> Encoded:
+        return self._images["image"]
+
+    @property
+    def masked_image(self) -> Encoded:
+        """With regions hidden (`Batch.masked_regions_BK`)."""
+        return self._images["masked_image"]
+
+    @property
     def memory(self) -> Memory:
         """This rank's images as the fusion layers see them."""
-        return self.model.remember(self.image)
+        return self._memories["image"]
 
-    @cached_property
-    def _texts(self) -> list[Encoded]:
-        ids_BL, mask_BL = self.batch.token_ids_BL, self.batch.token_mask_BL
-        if not self._masked:
-            return [self.model.encode_text(ids_BL, mask_BL)]
-        both = self.model.encode_text(torch.cat([ids_BL, self.batch.masked_ids_BL]), torch.cat([mask_BL, mask_BL]))
-        rows = len(ids_BL)
-        return [both.rows(slice(None, rows)), both.rows(slice(rows, None))]
+    @property
+    def fused_clean(self) -> Fused:
+        """The pair as it is."""
+        return self._pairs("fused_clean")
+
+    @property
+    def fused_masked_text(self) -> Fused:
+        """Hidden words, whole image."""
+        return self._pairs("fused_masked_text")
+
+    @property
+    def fused_masked_image(self) -> Fused:
+        """Whole text, hidden regions."""
+        return self._pairs("fused_masked_image")
+
+    @property
+    def fused_masked_both(self) -> Fused:
+        """Hidden words and hidden regions (ViLBERT, LXMERT)."""
+        return self._pairs("fused_masked_both")
+
+    @property
+    def fused_seq2seq(self) -> Fused:
+        """Hidden words that see the image and what stands before them (Unified-VLP)."""
+        return self._pairs("fused_seq2seq")
+
+    @property
+    def fused_prefix(self) -> Fused:
+        """`prefix_text` with its image: tokens behind the prefix see it, the image, and what stands before them."""
+        return self._pairs("fused_prefix")
+
+    @property
+    def fused_causal(self) -> Fused:
+        """Each text token has seen the image and what stands before it."""
+        return self._pairs("fused_causal")
+
+    def _pairs(self, name: str) -> Fused:
+        return self._fused[FUSED[name][2]][name]
+
+    def _pair(self, name: str) -> tuple[Encoded, Memory]:
+        text, image, _ = FUSED[name]
+        return getattr(self, text), self._memories[image]
+
+    def _text_input(self, name: str) -> TextInput:
+        batch = self.batch
+        ids_BL = batch.masked_ids_BL if name == "masked_text" else batch.token_ids_BL
+        return TextInput(ids_BL, batch.token_mask_BL, batch.segments_BL)
+
+    def _image_input(self, name: str) -> ImageInput:
+        batch = self.batch
+        hidden_BK = batch.masked_regions_BK
+        if hidden_BK is not None and name == "image":
+            hidden_BK = hidden_BK.new_zeros(hidden_BK.shape)
+        return ImageInput(
+            pixels_BHWC=batch.pixels_BHWC,
+            features_BKF=batch.region_features_BKF,
+            boxes_BK4=batch.region_boxes_BK4,
+            mask_BK=batch.region_mask_BK,
+            hidden_BK=hidden_BK,
+            probabilities_BKC=batch.region_probabilities_BKC,
+            sizes_B2=batch.image_sizes_B2,
+        )
+
+    def _encode_texts(self, texts: Sequence[TextInput]) -> Encoded:
+        return self.model.encode_text(TextInput.concatenate(texts))
+
+    def _encode_images(self, images: Sequence[ImageInput]) -> Encoded:
+        return self.model.encode_image(ImageInput.concatenate(images))
+
+    def _remember(self, images: Sequence[Encoded]) -> Memory:
+        return self.model.remember(Encoded.concatenate(images))
+
+    def _fuse(self, attention: Attention, pairs: Sequence[tuple[Encoded, Memory]]) -> Fused:
+        texts, memories = (list(side) for side in zip(*pairs, strict=True))
+        return self.model.fuse(Encoded.concatenate(texts), Memory.concatenate(memories), attention)
+
+
+def prefix(batch: Batch) -> Tensor:
+    """bool [B, L], True at the first tokens: a uniform share of the text, the last token never."""
+    length_B = batch.token_mask_BL.sum(1)
+    given_B = (batch.draws_BK[:, Draw.PREFIX] * length_B).long()
+    return given_B.new_ones(batch.token_mask_BL.shape).cumsum(1) <= given_B[:, None]
+
+
+class _Together(Generic[In, Out]):
+    """Outputs by name; the first that is asked for runs all that are wanted in one forward.
+
+    Args:
+        wanted: Names in the order in which they are concatenated.
+        prepare: A name's input.
+        forward: Inputs of B rows each -> output of as many rows in the same order.
+    """
+
+    def __init__(
+        self, wanted: Sequence[str], prepare: Callable[[str], In], forward: Callable[[Sequence[In]], Out]
+    ) -> None:
+        self._wanted, self._prepare, self._forward = wanted, prepare, forward
+        self._done: dict[str, Out] = {}
+
+    def __getitem__(self, name: str) -> Out:
+        if name not in self._done:
+            names = self._wanted if name in self._wanted else [name]
+            output = self._forward([self._prepare(n) for n in names])
+            self._done |= zip(names, output.split(len(names)), strict=True)
+        return self._done[name]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.finetune.corpus import write_corpus, write_run
+from tests.finetune.corpus import checkpoint, save, write_corpus
 from tests.ranks import ROOT, environment, free_port
 
 IMAGES = 150  # three blocks of 64 images, two of 256 texts: with three ranks one has no texts
@@ -22,7 +22,7 @@ OWN = ("command", "date", "seconds", "machine")  # of a run, not of what it foun
 def measured(tmp_path_factory) -> dict[int, Path]:
     """Results files by the number of ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    corpus, run = write_corpus(folder, train=0, test=IMAGES), write_run(folder)
+    corpus, run = write_corpus(folder, train=0, test=IMAGES), save(checkpoint(folder))
     data = ["--annotations", corpus / "dataset.json", "--images", corpus / "images"]
     how = ["--rerank", "12", "--compat", "albef", "--name", "tiny"]
     for world, launcher in LAUNCHERS.items():

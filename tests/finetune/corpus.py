@@ -1,5 +1,6 @@
 """A small corpus with ragged and repeated captions, and an untrained checkpoint that can read it."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from pretrain.checkpoint import CONFIG, STATE, WEIGHTS, Checkpoint, _sha256
+from pretrain.checkpoint import CONFIG, LATEST, PORTABLE, STATE, WEIGHTS, Checkpoint
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.settings import dump_config
 from pretrain.task import Task
@@ -89,14 +90,13 @@ def write_corpus(folder: Path, train: int, test: int) -> Path:
     return folder
 
 
-def write_run(folder: Path) -> Path:
-    """The checkpoint on disk; returns its run folder."""
-    made = checkpoint(folder)
+def save(made: Checkpoint) -> Path:
+    """Writes a checkpoint as a run leaves it; returns the run folder."""
     made.path.mkdir(parents=True)
     save_file(made.task.state_dict(), made.path / WEIGHTS)
     (made.path / CONFIG).write_text(dump_config(made.config))
     made.tokenizer.save(made.path)
-    files = {name: _sha256(made.path / name) for name in (WEIGHTS, CONFIG, "tokenizer.json")}
+    files = {name: hashlib.sha256((made.path / name).read_bytes()).hexdigest() for name in PORTABLE}
     (made.path / STATE).write_text(json.dumps({"step": 7, "world": 1, "stream": {}, "files": files}))
-    (made.path.parent / "latest").write_text(made.path.name)
+    (made.path.parent / LATEST).write_text(made.path.name)
     return made.path.parent.parent

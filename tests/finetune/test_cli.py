@@ -11,7 +11,7 @@ from finetune.config import FinetuneConfig, RetrievalData, pretrain_config
 from pretrain.config import DataConfig
 from pretrain.settings import load_config
 from shards.errors import UserError
-from tests.finetune.corpus import write_corpus, write_run
+from tests.finetune.corpus import checkpoint, save, write_corpus
 from tests.pretrain.tiny import tiny_config
 
 
@@ -24,7 +24,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
     """An untrained checkpoint on disk, in a run folder."""
-    return write_run(tmp_path_factory.mktemp("ckpt"))
+    return save(checkpoint(tmp_path_factory.mktemp("ckpt")))
 
 
 def status(*words):

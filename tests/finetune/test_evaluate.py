@@ -13,6 +13,8 @@ from finetune.recall import Recall
 from finetune.results import Results
 from finetune.retrieval import RetrievalSet
 from finetune.score import Batching, Scorer
+from pretrain.data.images import evaluation_images
+from pretrain.models.interface import TextInput
 from shards.errors import UserError
 from tests.finetune.corpus import Corpus, checkpoint
 
@@ -42,9 +44,10 @@ def slow_scores(checkpoint, data):
     cosine, logit = (np.empty((len(data.keys), len(data.texts)), np.float32) for _ in range(2))
     model, head = checkpoint.task.model, checkpoint.task.objectives["itm"]
     for i in range(len(data.keys)):
-        image = model.encode_image(data.pixels([i], checkpoint.config.model.image_size))
+        image = model.encode_image(evaluation_images([data.source[i]], checkpoint.config))
         for t, text in enumerate(data.texts):
-            encoded = model.encode_text(*checkpoint.tokenizer.batch([text], checkpoint.config.data.max_tokens))
+            tokens = checkpoint.tokenizer.batch([text], checkpoint.config.data.max_tokens)
+            encoded = model.encode_text(TextInput(*tokens))
             cosine[i, t] = (image.embedding_BE @ encoded.embedding_BE.T).item()
             logit[i, t] = head.score(model.fuse(encoded, model.remember(image))).item()
     return cosine, logit
