@@ -7,6 +7,7 @@ import typer
 
 from finetune import cli_search
 from finetune.commands.evaluate import evaluate
+from finetune.commands.reproduce import reproduce
 from finetune.commands.show import compare, report, table
 from finetune.commands.tune import retrieval
 from shards.console import run
@@ -29,6 +30,7 @@ app.command(no_args_is_help=True)(evaluate)
 app.command()(table)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(report)
+app.command(no_args_is_help=True)(reproduce)
 cli_search.register(app)
 
 

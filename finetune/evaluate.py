@@ -29,9 +29,13 @@ DATASETS = {"coco_5k": (5000, 1), "coco_1k": (5000, 5), "flickr30k": (1000, 1)} 
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure; `rerank` is k of the second stage, 0 for none, `compat` the modes to print beside."""
+    """How to measure; `rerank` is k of the second stage, 0 for none, `compat` the modes to print beside.
+
+    `every_pair` ranks by the matching head alone, which reads every image with every text.
+    """
 
     rerank: int = 0
+    every_pair: bool = False
     score: ScoreName = "itm"
     folds: int = 1
     device: str = "cpu"
@@ -53,18 +57,38 @@ def matches(checkpoint: Checkpoint) -> bool:
     return "itm" in checkpoint.task.objectives and checkpoint.config.model.fusion.trunk != "none"
 
 
-def choose_rerank(rerank: int | None, checkpoint: Checkpoint) -> int:
-    """Decides k; None means 32 where the checkpoint can match, else 0.
+def shares(checkpoint: Checkpoint) -> bool:
+    """Whether images and texts have a shared space, so that a dot product can compare them."""
+    return checkpoint.config.model.embedding_dim is not None
+
+
+def choose_rerank(rerank: int | None, checkpoint: Checkpoint, every_pair: bool = False) -> int:
+    """Decides k; None means 32 where the checkpoint can choose candidates and match, else 0.
 
     Raises:
-        UserError: 0 < k < 10, where recall at 10 would say nothing; or a checkpoint that cannot match.
+        UserError: 0 < k < 10, where recall at 10 would say nothing; or a checkpoint that cannot choose or match.
     """
+    two_stages = matches(checkpoint) and shares(checkpoint) and not every_pair
     if rerank is None:
-        return DEFAULT_RERANK if matches(checkpoint) else 0
+        return DEFAULT_RERANK if two_stages else 0
     if rerank and not matches(checkpoint):
         raise UserError(f"`--rerank` (={rerank}) needs a checkpoint with a matching head, `objectives.itm`")
+    if rerank and not two_stages:
+        raise UserError(f"`--rerank` (={rerank}) must be 0 where every pair is matched: there is no first stage")
     check_rerank(rerank)
     return rerank
+
+
+def choose_every_pair(every_pair: bool, checkpoint: Checkpoint) -> bool:
+    """Whether every pair is matched: where it is asked for, and where there is no shared space.
+
+    Raises:
+        UserError: a checkpoint that cannot match.
+    """
+    if (every_pair or not shares(checkpoint)) and not matches(checkpoint):
+        name = "`--every-pair`" if every_pair else "`ckpt` has no shared space (`model.embedding_dim` is null), so it"
+        raise UserError(f"{name} needs a matching head, `objectives.itm`")
+    return every_pair or not shares(checkpoint)
 
 
 def check_rerank(rerank: int | None) -> None:
@@ -92,7 +116,7 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
     check_captions(options.compat, int(np.bincount(data.image_T).min()))
     subset = _subset(data, options.compat_images)
     scorer = Scorer(checkpoint, data, options.device, options.batching)
-    similarity_IT = scorer.similarity()
+    similarity_IT, logit_IT = scorer.every_pair() if options.every_pair else (scorer.similarity(), None)
     sides = [Side(fold, by_image=True) for fold in folds] + [Side(fold, by_image=False) for fold in folds]
     ranked = rank(scorer, similarity_IT, sides, options.rerank, options.score)
     i2t, t2i = ranked[: len(folds)], ranked[len(folds) :]
@@ -110,7 +134,7 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
         rsum=_rsum(i2t, t2i, ranks),
         ranks=digest(ranks.to_bytes()),
         extended=_extended(data, similarity_IT, i2t, t2i),
-        compatibility=_compatibility(scorer, similarity_IT, options, subset),
+        compatibility=_compatibility(scorer, similarity_IT, logit_IT, options, subset),
         command=labels.command,
         versions=facts.versions(),
         machine=facts.machine(options.device),
@@ -171,17 +195,20 @@ def _extended(
     return extended(data, truth, similarity_IT, i2t[0], t2i[0]) if fits(data, truth) else None
 
 
-def _compatibility(scorer: Scorer, similarity_IT: Scores, options: Options, subset: Indices | None) -> list[AsPrinted]:
+def _compatibility(
+    scorer: Scorer, similarity_IT: Scores, logit_IT: Scores | None, options: Options, subset: Indices | None
+) -> list[AsPrinted]:
     if not options.compat:
         return []
     material = Material(
-        similarity_IT=similarity_IT,
+        similarity_IT=scorer.similarity() if shares(scorer.checkpoint) else similarity_IT,
+        every_logit_IT=logit_IT,
         image_T=scorer.data.image_T,
         texts=scorer.data.texts,
         folds=options.folds,
         k=options.rerank,
         subset=subset,
-        embeddings=scorer.embeddings,
+        embeddings=scorer.embeddings if shares(scorer.checkpoint) else None,
         logits=scorer.logits if matches(scorer.checkpoint) else None,
     )
     return run_modes(options.compat, material)
@@ -203,5 +230,5 @@ def _subset(data: RetrievalSet, names: Sequence[str]) -> Indices | None:
 
 
 def _protocol(data: RetrievalSet, options: Options) -> Protocol:
-    score = options.score if options.rerank else "itc"
+    score = options.score if options.rerank else "itm" if options.every_pair else "itc"
     return Protocol(captions=data.captions, rerank=options.rerank, score=score, folds=options.folds)

@@ -8,7 +8,17 @@ from typing import Literal
 import torch
 
 from finetune.compatibility.modes import check_modes
-from finetune.evaluate import Options, check_rerank, choose_folds, choose_rerank, evaluate, matches
+from finetune.evaluate import (
+    Measurement,
+    Options,
+    check_rerank,
+    choose_every_pair,
+    choose_folds,
+    choose_rerank,
+    evaluate,
+    matches,
+    shares,
+)
 from finetune.examples import thumbnails
 from finetune.facts import Labels, run_name
 from finetune.published import published_results
@@ -33,6 +43,7 @@ class Request:
     split: str
     shards: Path | None
     rerank: int | None
+    every_pair: bool
     score: ScoreName
     captions: Literal["all", "first5"]
     compat: tuple[str, ...]
@@ -61,8 +72,9 @@ def measure(request: Request, out: Path, overwrite: bool) -> Results:
     dataset = request.dataset or corpus.name
     folds = choose_folds(dataset, len(corpus.source))
     checkpoint = load_checkpoint(request.ckpt)
-    rerank = choose_rerank(request.rerank, checkpoint)
-    check_modes(request.compat, matches(checkpoint), rerank)
+    every_pair = choose_every_pair(request.every_pair, checkpoint)
+    rerank = choose_rerank(request.rerank, checkpoint, every_pair)
+    check_modes(request.compat, matches(checkpoint), shares(checkpoint), rerank)
     device = choose_device(request.device)
     images = _names(request.compat_images)
     labels = Labels(
@@ -76,16 +88,21 @@ def measure(request: Request, out: Path, overwrite: bool) -> Results:
     data = RetrievalSet.from_source(corpus.source, request.captions)
     if world_from_environment() > 1:
         device = join(device, request.device)
-    measured = evaluate(checkpoint, data, labels, Options(rerank, request.score, folds, device, request.compat, images))
+    options = Options(rerank, every_pair, request.score, folds, device, request.compat, images)
+    measured = evaluate(checkpoint, data, labels, options)
     if distributed.rank() == 0:
-        results = measured.results
-        pictures = thumbnails(data, [results.examples_i2t, results.examples_t2i])
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(gallery_path(out), json.dumps(pictures, indent=0).encode())
-        write_atomically(ranks_path(out), measured.ranks.to_bytes())
-        write_atomically(out, results.model_dump_json(indent=1).encode())
+        _write(measured, data, out)
     distributed.barrier()
     return measured.results
+
+
+def _write(measured: Measurement, data: RetrievalSet, out: Path) -> None:
+    results = measured.results
+    pictures = thumbnails(data, [results.examples_i2t, results.examples_t2i])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(gallery_path(out), json.dumps(pictures, indent=0).encode())
+    write_atomically(ranks_path(out), measured.ranks.to_bytes())
+    write_atomically(out, results.model_dump_json(indent=1).encode())
 
 
 def join(device: str, asked: str | None) -> str:

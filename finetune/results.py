@@ -40,7 +40,7 @@ class DataFacts(Section):
 
 
 class Protocol(Section):
-    """How it was measured. `rerank` 0 means that the first stage is the result."""
+    """How it was measured. `rerank` 0: all pairs were ranked by one score, the cosine (`itc`) or matching (`itm`)."""
 
     captions: Literal["all", "first5"]
     ties: Literal["pessimistic"] = "pessimistic"

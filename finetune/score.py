@@ -7,14 +7,16 @@ Under a launcher every rank encodes and matches its share and all get all scores
 depends on the data alone, never on the number of ranks, and nothing is padded: the scores are those of one process, bit
 for bit where each rank has as many threads.
 
-Shapes: I images, U distinct texts, T texts, P pairs, B of a batch, N image tokens, L text tokens, D width, E embedding.
+Shapes: I images, U distinct texts, T texts, P pairs, B of a batch, H heads, N image tokens, L text tokens, D width,
+E embedding.
 """
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -27,10 +29,12 @@ from pretrain import distributed
 from pretrain.checkpoint import Checkpoint
 from pretrain.data.images import evaluation_images
 from pretrain.models.interface import Encoded, Fused, TextInput
+from pretrain.objectives.itm import ITM
 from shards.console import progress
 from shards.errors import Stopped
 
 T = TypeVar("T")
+Head = Callable[[Fused], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,13 @@ class Texts:
     Attributes:
         tokens_ND: float [sum of lengths, D].
         starts_U, lengths_U: int64 [U], where each text's tokens lie.
-        embedding_UE: float [U, E].
+        shared_UE: float32 [U, E], None where the model has no shared space.
     """
 
     tokens_ND: Tensor
     starts_U: Tensor
     lengths_U: Tensor
-    embedding_UE: Tensor
+    shared_UE: Tensor | None
 
     def rows(self, index_B: Tensor, device: torch.device) -> Encoded:
         """Those texts as a batch on `device`, padded to the longest of them."""
@@ -64,7 +68,8 @@ class Texts:
         mask_BL = place_L < lengths_B[:, None]
         position_BL = torch.where(mask_BL, self.starts_U[index_B, None] + place_L, 0)
         tokens_BLD = self.tokens_ND[position_BL] * mask_BL[..., None]
-        return Encoded(tokens_BLD.to(device), mask_BL.to(device), self.embedding_UE[index_B].to(device))
+        shared_BE = None if self.shared_UE is None else self.shared_UE[index_B].to(device)
+        return Encoded(tokens_BLD.to(device), mask_BL.to(device), shared_BE)
 
 
 class Scorer:
@@ -84,17 +89,53 @@ class Scorer:
         place = {text: number for number, text in enumerate(self._distinct)}
         self.distinct_T: Indices = np.array([place[text] for text in data.texts], np.int64)
 
-    @torch.inference_mode()
-    def similarity(self) -> Scores:
-        """Cosine of every image with every text, float32 [I, T]. Keeps the encoded texts for `matching`."""
-        self.texts = self._encode_texts()
-        self.image_IE = self._embed_images()
-        return (self.image_IE @ self.texts.embedding_UE.T).numpy()[:, self.distinct_T]
+    @cached_property
+    def texts(self) -> Texts:
+        """The distinct texts, encoded when first asked for."""
+        with torch.inference_mode():
+            return self._encode_texts()
+
+    @cached_property
+    def _image_IE(self) -> Tensor:
+        with torch.inference_mode():
+            return self._embed_images()
 
     @property
     def embeddings(self) -> tuple[Scores, Scores]:
-        """What `similarity` multiplied, float32 [I, E] and [T, E]."""
-        return self.image_IE.numpy(), self.texts.embedding_UE.numpy()[self.distinct_T]
+        """What `similarity` multiplies, float32 [I, E] and [T, E]."""
+        return self._image_IE.numpy(), self._shared_UE.numpy()[self.distinct_T]
+
+    @property
+    def _shared_UE(self) -> Tensor:
+        assert self.texts.shared_UE is not None, "the caller knows that the model has a shared space"
+        return self.texts.shared_UE
+
+    def similarity(self) -> Scores:
+        """Cosine of every image with every text, float32 [I, T]."""
+        return (self._image_IE @ self._shared_UE.T).numpy()[:, self.distinct_T]
+
+    @torch.inference_mode()
+    def every_pair(self) -> tuple[Scores, Scores]:
+        """The log-odds, and the logit of a match alone, of every image with every text, each float32 [I, T].
+
+        For models that have nothing else, and for protocols that want it: 5,000 x 25,010 pairs are days on one CPU.
+        """
+        images, texts = len(self.data.keys), len(self._distinct)
+        scores_IUH = torch.zeros(images, texts, 2)
+        heads = (self._head.score, self._head.match_logit)
+        with _progress("match every pair", images * texts) as advance:
+            for block in _own(list(_parts(np.arange(images), self.batching.images))):
+                image_P, text_P = np.repeat(block, texts), np.tile(np.arange(texts), len(block))
+                scores_PH = self._match_block(image_P, text_P, heads, advance)
+                scores_IUH[block] = scores_PH.reshape(len(block), texts, 2)
+        log_odds_IU, logit_IU = _summed(scores_IUH).numpy().transpose(2, 0, 1)
+        return log_odds_IU[:, self.distinct_T], logit_IU[:, self.distinct_T]
+
+    @property
+    def _head(self) -> ITM:
+        head = self.checkpoint.task.objectives["itm"]
+        assert isinstance(head, ITM)
+        return head
 
     def matching(self, image_P: Indices, text_P: Indices) -> Scores:
         """The matching head's log-odds for pairs of an image and a text, float32 [P].
@@ -105,14 +146,14 @@ class Scorer:
         Raises:
             Stopped: the ranks do not agree on the pairs.
         """
-        return self._fused(image_P, text_P, self.checkpoint.task.objectives["itm"].score)  # type: ignore[arg-type]
+        return self._fused(image_P, text_P, self._head.score)
 
     def logits(self, image_P: Indices, text_P: Indices) -> Scores:
         """The logit of a match alone, float32 [P], by which ALBEF, BLIP and ViLT rank; else as `matching`."""
-        return self._fused(image_P, text_P, self.checkpoint.task.objectives["itm"].match_logit)  # type: ignore[arg-type]
+        return self._fused(image_P, text_P, self._head.match_logit)
 
     @torch.inference_mode()
-    def _fused(self, image_P: Indices, text_P: Indices, head: Callable[[Fused], Tensor]) -> Scores:
+    def _fused(self, image_P: Indices, text_P: Indices, head: Head) -> Scores:
         key_P = image_P * len(self._distinct) + self.distinct_T[text_P]
         keys, inverse_P = np.unique(key_P, return_inverse=True)
         _agree(keys)
@@ -123,28 +164,29 @@ class Scorer:
         scores = torch.zeros(len(keys))
         with _progress("match pairs", len(keys)) as advance:
             for start, stop in _own(blocks):
-                scores[start:stop] = self._match_block(image[start:stop], text[start:stop], head, advance)
+                scores[start:stop] = self._match_block(image[start:stop], text[start:stop], (head,), advance)[:, 0]
         return _summed(scores).numpy()[inverse_P]
 
     def _match_block(
-        self, image_P: Indices, text_P: Indices, head: Callable[[Fused], Tensor], advance: Callable[[int], None]
+        self, image_P: Indices, text_P: Indices, heads: Sequence[Head], advance: Callable[[int], None]
     ) -> Tensor:
+        """What each head H says of each pair, float32 [P, H]."""
         needed, local_P = np.unique(image_P, return_inverse=True)
         model = self.checkpoint.task.model
         memory = model.remember(self._encode_images(needed))
         order_P = np.argsort(self.texts.lengths_U.numpy()[text_P], kind="stable")
-        scores_P = torch.zeros(len(image_P))
+        scores_PH = torch.zeros(len(image_P), len(heads))
         for part in _parts(order_P, self.batching.pairs):
             text = self.texts.rows(torch.from_numpy(text_P[part]), self.device)
             fused = model.fuse(text, memory.rows(torch.from_numpy(local_P[part]).to(self.device)))
-            scores_P[part] = head(fused).float().cpu()
+            scores_PH[part] = torch.stack([head(fused).float() for head in heads], 1).cpu()
             advance(len(part))
-        return scores_P
+        return scores_PH
 
     def _embed_images(self) -> Tensor:
         """float32 [I, E]."""
         blocks = list(_parts(np.arange(len(self.data.keys)), self.batching.images))
-        embedding_IE = torch.zeros(len(self.data.keys), self.texts.embedding_UE.shape[1])
+        embedding_IE = torch.zeros(len(self.data.keys), self._shared_UE.shape[1])
         with _progress("encode images", len(self.data.keys)) as advance:
             for part in _own(blocks):
                 embedding_IE[part] = self._encode_images(part).embedding_BE.float().cpu()
@@ -169,27 +211,31 @@ class Scorer:
     def _encode_text(self, texts: list[str]) -> Encoded:
         ids_BL, mask_BL = self.checkpoint.tokenizer.batch(texts, self.checkpoint.config.data.max_tokens)
         encoded = self.checkpoint.task.model.encode_text(TextInput(ids_BL, mask_BL).to(self.device))
-        return Encoded(encoded.tokens_BTD.cpu(), mask_BL, encoded.embedding_BE.float().cpu())
+        shared_BE = None if encoded.shared_BE is None else encoded.shared_BE.float().cpu()
+        return Encoded(encoded.tokens_BTD.cpu(), mask_BL, shared_BE)
 
 
 def _gather_texts(encoded: list[tuple[Indices, Encoded]], order_U: Indices) -> Texts:
     """All ranks' texts in their own order, from each rank's parts of the sorted order S."""
     texts = len(order_U)
-    widths = [(part.tokens_BTD.shape[2], part.embedding_BE.shape[1]) for _, part in encoded]
-    width, size = (distributed.max_over_ranks(max((w[n] for w in widths), default=0)) for n in range(2))
-    length_S, embedding_SE = torch.zeros(texts, dtype=torch.int64), torch.zeros(texts, size)
+    width = distributed.max_over_ranks(max((part.tokens_BTD.shape[2] for _, part in encoded), default=0))
+    size = distributed.max_over_ranks(
+        max((part.shared_BE.shape[1] for _, part in encoded if part.shared_BE is not None), default=0)
+    )
+    length_S, shared_SE = torch.zeros(texts, dtype=torch.int64), torch.zeros(texts, size)
     for place, part in encoded:
-        length_S[place], embedding_SE[place] = part.mask_BT.sum(1), part.embedding_BE
-    length_S = _summed(length_S)
+        length_S[place] = part.mask_BT.sum(1)
+        if part.shared_BE is not None:
+            shared_SE[place] = part.shared_BE
+    length_S, shared_SE = _summed(length_S), _summed(shared_SE)
     start_S = torch.cumsum(length_S, 0) - length_S
-    tokens_ND = torch.zeros(int(length_S.sum()), width, dtype=encoded[0][1].tokens_BTD.dtype if encoded else None)
+    tokens_ND = torch.zeros(int(length_S.sum()), width)
     for place, part in encoded:
         start = int(start_S[place[0]])
         flat = part.tokens_BTD[part.mask_BT]
         tokens_ND[start : start + len(flat)] = flat
     place_U = torch.from_numpy(np.argsort(order_U))
-    embedding_SE, tokens_ND = _summed(embedding_SE), _summed(tokens_ND)
-    return Texts(tokens_ND, start_S[place_U], length_S[place_U], embedding_SE[place_U])
+    return Texts(_summed(tokens_ND), start_S[place_U], length_S[place_U], shared_SE[place_U] if size else None)
 
 
 def _agree(keys: Indices) -> None:

@@ -122,8 +122,9 @@ def provenance(result: Results) -> Provenance:
 def protocol_line(result: Results) -> str:
     """How a row was measured, in one line."""
     protocol = result.protocol
+    alone = "every pair by itm" if protocol.score == "itm" else "no re-ranking"
     parts = [
-        f"re-ranked k={protocol.rerank} by {protocol.score}" if protocol.rerank else "no re-ranking",
+        f"re-ranked k={protocol.rerank} by {protocol.score}" if protocol.rerank else alone,
         f"captions {protocol.captions}",
         f"ties {protocol.ties}",
         *([f"mean of {protocol.folds} folds"] if protocol.folds > 1 else []),

@@ -40,6 +40,9 @@ def evaluate(
     rerank: Annotated[
         int | None, typer.Option(min=0, help="Candidates re-ranked per query; 0 is off. [default: 32 if it can match]")
     ] = None,
+    every_pair: Annotated[
+        bool, typer.Option("--every-pair", help="Match every image with every text; slow. [always without ITC]")
+    ] = False,
     score: Annotated[Score, typer.Option(help="What orders the candidates.")] = Score.itm,
     captions: Annotated[Captions, typer.Option(help="Captions of each image that take part.")] = Captions.all,
     compat: Annotated[
@@ -70,6 +73,7 @@ def evaluate(
             split=split,
             shards=shards,
             rerank=rerank,
+            every_pair=every_pair,
             score=score.value,
             captions=captions.value,
             compat=tuple(compat or ()),

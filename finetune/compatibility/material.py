@@ -43,6 +43,7 @@ class Material:
         k: Candidates of the second stage.
         subset: The images of a fixed list, where one was given.
         embeddings: Of images and texts, float32 [I, E] and [T, E].
+        every_logit_IT: Logit of a match of every pair, float32, where they have been scored already.
         logits: (image_P, text_P) -> logit of a match, float32 [P]; None where the model has no matching head.
     """
 
@@ -53,10 +54,13 @@ class Material:
     k: int = 0
     subset: Indices | None = None
     embeddings: tuple[Scores, Scores] | None = None
+    every_logit_IT: Scores | None = None
     logits: Callable[[Indices, Indices], Scores] | None = None
 
     def every_pair(self) -> Scores:
         """The score of a model that reads image and text together, float32 [I, T]; of a dual encoder the cosine."""
+        if self.every_logit_IT is not None:
+            return self.every_logit_IT
         if self.logits is None:
             return self.similarity_IT
         image, text = (index.ravel() for index in np.indices(self.similarity_IT.shape))

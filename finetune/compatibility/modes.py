@@ -21,20 +21,23 @@ MODES: dict[str, Mode] = {
 }
 
 
-def check_modes(names: Sequence[str], matches: bool, k: int) -> None:
+def check_modes(names: Sequence[str], matches: bool, shares: bool, k: int) -> None:
     """Refuses what cannot be run.
 
     Args:
         matches: Whether the model has a matching head.
+        shares: Whether it has a shared space.
 
     Raises:
-        UserError: an unknown mode, or one that re-ranks where nothing is re-ranked.
+        UserError: an unknown mode, or one that needs what the model or the protocol lacks.
     """
     for name in names:
         if name not in MODES:
             raise UserError(f"`--compat` (={name}) must be one of {', '.join(MODES)}{nearest(name, MODES)}")
         if MODES[name].needs == "candidates" and not (matches and k):
             raise UserError(f"`--compat` (={name}) re-ranks: it needs a matching head and `--rerank` above 0")
+        if MODES[name].needs == "similarity" and not shares:
+            raise UserError(f"`--compat` (={name}) compares embeddings: it needs a shared space, `model.embedding_dim`")
 
 
 def check_captions(names: Sequence[str], fewest: int) -> None:

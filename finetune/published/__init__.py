@@ -2,7 +2,9 @@
 
 `pretraining_results.csv` holds recalls in percent (empty where none is printed; `doubtful` names the columns whose
 figure cannot be right or contradicts others), `pretraining_systems.csv` what each system was pretrained on and with
-which tasks. CC is Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the BooksCorpus.
+which tasks. `reproduction.csv` says how each was measured: by the similarity of two encoders or by reading every pair,
+on which captions, and whose code printed the figures (`finetune/compatibility/`). CC is Conceptual Captions, VG Visual
+Genome, SBU the SBU captions, Books the BooksCorpus.
 """
 
 import csv
@@ -50,6 +52,24 @@ def published_results() -> list[Published]:
         )
         for row in _read("pretraining_results.csv")
     ]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How a published system was measured; `compat` is the mode of its code, empty where there is none."""
+
+    system: str
+    every_pair: bool
+    captions: str
+    compat: str
+
+
+def reproductions() -> dict[str, Reproduction]:
+    """By system, in the survey's order of streams."""
+    return {
+        row["system"]: Reproduction(row["system"], row["pairs"] == "every", row["captions"], row["compat"])
+        for row in _read("reproduction.csv")
+    }
 
 
 def _read(name: str) -> list[dict[str, str]]:

@@ -239,11 +239,13 @@ def test_all_modes_run_once_and_in_order():
 
 
 def test_refusals():
-    check_modes(["vse++", "albef"], matches=True, k=32)
+    check_modes(["vse++", "albef"], matches=True, shares=True, k=32)
     with pytest.raises(UserError, match=r"`--compat` \(=vse\) must be one of .*; did you mean `vse\+\+`"):
-        check_modes(["vse"], matches=True, k=32)
+        check_modes(["vse"], matches=True, shares=True, k=32)
     for matches, k in ((False, 32), (True, 0)):
         with pytest.raises(UserError, match=r"`--compat` \(=blip\) re-ranks: it needs a matching head and `--rerank`"):
-            check_modes(["blip"], matches, k)
+            check_modes(["blip"], matches, True, k)
+    with pytest.raises(UserError, match=r"`--compat` \(=open_clip\) compares embeddings: it needs a shared space"):
+        check_modes(["uniter", "open_clip"], matches=True, shares=False, k=0)
     with pytest.raises(UserError, match=r"`--compat` \(=oscar\) counts on 5 captions of each image; one image has 4"):
         check_captions(["open_clip", "oscar"], 4)
