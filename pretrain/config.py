@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from pretrain.fitting import misfit, missing_regions
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
@@ -204,9 +205,33 @@ class PretrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _fused_objectives_need_a_trunk(self) -> "PretrainConfig":
-        if self.model.fusion.trunk == "none" and (self.objectives.itm or self.objectives.mlm):
+    def _objectives_fit_the_model(self) -> "PretrainConfig":
+        objectives, regions = self.objectives, self.data.regions
+        hide = regions.hide if regions else None
+        if reason := misfit(objectives, self.model.fusion) or missing_regions(objectives, hide):
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _pollution_has_a_second_segment(self) -> "PretrainConfig":
+        pollution, second = self.objectives.pollution, self.data.second
+        if pollution and second is None:
+            raise ValueError("`objectives.pollution` needs a second segment, so `data.second` must not be null")
+        if pollution and pollution.kind == "three_way" and second != "tags":
             raise ValueError(
-                "`objectives.itm` and `objectives.mlm` read fused features, so `model.fusion.trunk` must not be `none`"
+                f"`objectives.pollution.kind` (=three_way) needs tags, so `data.second` (={second}) must be tags"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_towers_are_whole(self) -> "PretrainConfig":
+        if self.objectives.momentum is None:
+            return self
+        if self.engine.zero == 3:
+            raise ValueError(
+                "`objectives.momentum` moves whole copies of the weights, of which `engine.zero` (=3) leaves each rank "
+                "a part: use 0, 1 or 2"
+            )
+        if self.engine.deepspeed.get("fp16", {}).get("enabled"):
+            raise ValueError("`objectives.momentum` keeps float32 copies, which `engine.deepspeed.fp16` would round")
         return self

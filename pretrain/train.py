@@ -19,20 +19,20 @@ from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
 from pretrain.stop import Interrupted, listening, spare_worker
-from pretrain.task import Task, outline
+from pretrain.task import OBJECTIVES, Task, outline
 from shards.cache import FileCache
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.selection import Selected
 from shards.sources.base import Source
-from shards.stream import Place, ShardStream
+from shards.stream import ShardStream
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a run reads, checked before any process group starts or file is written."""
 
-    sources: list[tuple[Place, float]]
+    sources: list[tuple[Source, float]]
     tokenizer: Tokenizer
 
 
@@ -50,8 +50,8 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
             f"`engine.accumulation` (={config.engine.accumulation}) must divide each rank's part of the global batch "
             f"(={config.data.global_batch // world})"
         )
-    if not any(vars(config.objectives).values()):
-        raise UserError("`objectives` names none: give at least one of itc, itm, mlm")
+    if not config.objectives.chosen:
+        raise UserError(f"`objectives` names none: give at least one of {', '.join(OBJECTIVES)}")
     if source is None and not config.data.shards:
         raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
     weighted = _opened(config.data) if source is None else [(source, 1.0)]
@@ -124,6 +124,8 @@ def load_initial(task: Task, initial: Checkpoint) -> None:
     """Copies the model and every head that both have."""
     known = initial.task.state_dict()
     task.load_state_dict({k: v for k, v in known.items() if k in task.state_dict()}, strict=False)
+    if initial.task.momentum is None:
+        task.start_momentum()
 
 
 def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device) -> Path:
@@ -139,6 +141,7 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
             batch = next(batches)
             waited = time.monotonic() - before
             lr = learning_rate(step, run.steps, config.optim)
+            engine.task.begin(run.seed, step)
             stepped = engine.step(batch.to(device), lr, stop=request.asked)
             done, last = step + 1, step + 1 == run.steps
             metrics.add(stepped.losses, batch_size, waited)
@@ -159,9 +162,9 @@ def _leave(done: int, steps: int) -> NoReturn:
 
 
 def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
-    preparation = Preparation(config, inputs.tokenizer)
+    preparation = Preparation(config, inputs.tokenizer, [source for source, _ in inputs.sources])
     return ShardStream(
-        inputs.sources,
+        [*inputs.sources],
         config.data.global_batch,
         rank=distributed.rank(),
         world=distributed.world(),
