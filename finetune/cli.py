@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune import cli_search
+from finetune import cli_publish, cli_search
 from shards.console import run
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def report(
 
 
 cli_search.register(app)
+cli_publish.register(app)
 
 
 def summary(results: "Results", out: Path) -> str:

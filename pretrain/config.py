@@ -46,7 +46,7 @@ class RegionsConfig(Section):
 
 
 class WeightedShards(Section):
-    """One part of a mixture: a folder that `shards build` wrote, and its weight beside the others'.
+    """One part of a mixture: a folder that `shards build` wrote, or its URL, and its weight beside the others'.
 
     `selection` is a list of the samples that are kept (`shards.selection`); null keeps all.
     """
@@ -59,14 +59,19 @@ class WeightedShards(Section):
 class DataConfig(Section):
     """What is read and how it is batched.
 
-    `shards` is a folder that `shards build` wrote, or a list of `WeightedShards`. `tokenizer` is a tokenizer.json or a
-    folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
+    `shards` is a folder that `shards build` wrote, its URL, or a list of `WeightedShards`; `cache` is a local folder
+    for remote ones, shared by the processes of a node, which grows to `cache_gigabytes`; null reads each sample where
+    it lies. `damage_budget` is the largest fraction of an epoch that may be damaged. `tokenizer` is a tokenizer.json or
+    a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
     other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
     `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
     captions. `regions` null reads none.
     """
 
     shards: str | list[WeightedShards] = ""
+    cache: str | None = None
+    cache_gigabytes: float = Field(100.0, gt=0)
+    damage_budget: float = Field(0.01, ge=0, le=1)
     tokenizer: str = ""
     global_batch: int = Field(256, ge=1)
     max_tokens: int = Field(40, ge=4)

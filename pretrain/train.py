@@ -11,7 +11,7 @@ import torch
 from pretrain import distributed
 from pretrain.arrange import arrange
 from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
-from pretrain.config import PretrainConfig, WeightedShards
+from pretrain.config import DataConfig, PretrainConfig, WeightedShards
 from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, start_process_group, world_from_environment
@@ -20,6 +20,7 @@ from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
+from shards.cache import FileCache
 from shards.errors import UserError
 from shards.reader import ShardSet
 from shards.selection import Selected
@@ -53,7 +54,7 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
         raise UserError(f"`objectives` names none: give at least one of {', '.join(OBJECTIVES)}")
     if source is None and not config.data.shards:
         raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
-    weighted = _opened(config.data.shards) if source is None else [(source, 1.0)]
+    weighted = _opened(config.data) if source is None else [(source, 1.0)]
     for part, _ in weighted:
         if not len(part):
             raise UserError(f"`source` (={part.name}) must hold at least one pair")
@@ -65,9 +66,10 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     return Inputs(list(weighted), tokenizer)
 
 
-def _opened(shards: str | list[WeightedShards]) -> list[tuple[Source, float]]:
-    parts = [WeightedShards(place=shards)] if isinstance(shards, str) else shards
-    return [(_selected(ShardSet(part.place), part.selection), part.weight) for part in parts]
+def _opened(data: DataConfig) -> list[tuple[Source, float]]:
+    parts = [WeightedShards(place=data.shards)] if isinstance(data.shards, str) else data.shards
+    cache = FileCache(data.cache, int(data.cache_gigabytes * 1e9)) if data.cache else None
+    return [(_selected(ShardSet(part.place, cache), part.selection), part.weight) for part in parts]
 
 
 def _selected(shards: ShardSet, selection: str | None) -> Source:
@@ -170,6 +172,7 @@ def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
         seed=config.run.seed,
         transform=preparation.transform,
         collate=preparation.collate,
+        damage_budget=config.data.damage_budget,
         worker_init=spare_worker,
     )
 

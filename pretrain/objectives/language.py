@@ -32,7 +32,7 @@ class LanguageHead(Objective):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         width = shape.width
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, shape.eps))
         self.bias = nn.Parameter(torch.zeros(shape.vocabulary))
 
     def logits(self, features_MD: Tensor, word_embedding_VD: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class RegionHead(Objective):
         super().__init__()
         self.reads = ("fused_masked_both" if text == "masked" else "fused_masked_image",)
         width, self.prefix = shape.image_width, shape.image_prefix
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, shape.eps))
         self.output = nn.Linear(width, outputs)
 
     def predictions(self, views: Views) -> Tensor:
