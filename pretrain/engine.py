@@ -3,10 +3,13 @@
 Works under `deepspeed`, torchrun, Slurm variables set by either, or no launcher at all (one process).
 """
 
+import atexit
+import contextlib
 import logging
 import math
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,8 @@ import deepspeed  # reads the variable above when imported
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
+LAST_SECONDS = 10.0
+"""Longest wait, at the end of a process, for threads that finish a collective."""
 
 
 class NonFinite(Stopped):
@@ -73,6 +78,7 @@ def start_process_group() -> torch.device:
         _leave_out_shared_memory_op()
         backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        atexit.register(_end_process_group)
         _share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
     if device.type == "cpu":
@@ -180,6 +186,31 @@ def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
 def _finite_gradient(module: nn.Module) -> bool:
     norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     return bool(norm.isfinite())  # host sync here
+
+
+def _end_process_group() -> None:
+    """Ends the group while Python still runs, whatever ends the process.
+
+    A gloo thread lets go of its tensors a moment after their collective is done. For that it needs the interpreter, and
+    it aborts the process if that is going down by then. DeepSpeed keeps references to the group, so that destroying it
+    does not join the threads: they are waited for.
+    """
+    if dist.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    deadline, resting = time.monotonic() + LAST_SECONDS, 0
+    while resting < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)  # gives the interpreter to whoever waits for it
+        resting = resting + 1 if _gloo_rests() else 0
+
+
+def _gloo_rests() -> bool:
+    """Whether each thread that runs collectives sleeps; always true where the system does not tell."""
+    for thread in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            name, state = (thread / "stat").read_text().partition("(")[2].rsplit(") ", 1)
+            if "gloo" in name and not state.startswith("S"):
+                return False
+    return True
 
 
 def _free_port() -> int:

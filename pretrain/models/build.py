@@ -28,6 +28,7 @@ class DuoModel(nn.Module):
         self.text = TextEncoder(config.text, vocabulary)
         self.image_projection = _projection(self.vision.pooled_width, config)
         self.text_projection = _projection(self.text.width, config)
+        self._shared_text = config.fusion.shared_text
         self.fusion = _trunk(config, self.text.width, self.vision.width)
         self.shape = ModelShape(
             width=self.text.width,
@@ -50,6 +51,8 @@ class DuoModel(nn.Module):
 
     def encode_text(self, text: TextInput, causal: bool = False) -> Encoded:
         tokens_BLD, pooled_BD = self.text(text, causal)
+        if self.reader is not None and self.shape.embedding_dim is not None:
+            pooled_BD = self.reader.read(tokens_BLD, text.mask_BL, causal)[:, 0]
         shared_BE = self._share(self.text_projection, pooled_BD)
         return Encoded(tokens_BLD, text.mask_BL, shared_BE, text.prefix_BL)
 
@@ -58,6 +61,11 @@ class DuoModel(nn.Module):
 
     def fuse(self, text: Encoded, memory: Memory, attention: Attention = "bidirectional") -> Fused:
         return self._fusing()(text, memory, attention)
+
+    @property
+    def reader(self) -> TextQueriesImage | None:
+        """The trunk, where it is the text encoder too."""
+        return self.fusion if isinstance(self.fusion, TextQueriesImage) and self._shared_text else None
 
     def _share(self, projection: nn.Module, pooled_BD: Tensor) -> Tensor | None:
         return None if self.shape.embedding_dim is None else F.normalize(projection(pooled_BD), dim=-1)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pretrain.models.blocks import Activation, BlockShape, Norm
 from pretrain.settings import Section
 
-Boxes = Literal["box4", "box5", "box6", "box7"]
+Boxes = Literal["box4", "box5", "box6", "box7", "sines"]
 TextKind = Literal["bert", "roberta", "clip"]
 Trunk = Literal["joint", "co_attention", "text_queries_image", "encoder_decoder", "none"]
 Pooler = Literal["first", "tanh", "product", "concatenate"]
@@ -35,10 +35,10 @@ class RegionConfig(Section):
 
     `features` is F; `box` which numbers say where a region is (see `pretrain.models.regions.encode_boxes`); `combine`
     how the two meet: one linear layer over both (`concatenate`), or the `sum` or `mean` of one each. `layers` 2 puts a
-    ReLU network over the features. `norm_parts` and `norm` put a LayerNorm on each part and on the result. `classes`
-    appends the detector's distribution over so many classes to the box. `hidden` is what a hidden region becomes:
-    zeros, or a learned vector in place of the feature. `whole_image` puts the mean feature with a full box before the
-    regions.
+    ReLU network over the features, `relu` a ReLU behind what they became. `norm_parts` and `norm` put a LayerNorm on
+    each part and on the result. `classes` appends the detector's distribution over so many classes to the box. `hidden`
+    is what a hidden region becomes: zeros, or a learned vector in place of the feature. `whole_image` puts the mean
+    feature with a full box before the regions.
     """
 
     features: int = Field(2048, ge=1)
@@ -46,6 +46,7 @@ class RegionConfig(Section):
     box: Boxes | None = None
     combine: Literal["sum", "mean", "concatenate"] = "sum"
     layers: Literal[1, 2] = 1
+    relu: bool = False
     norm_parts: bool = False
     norm: bool = True
     type_vector: bool = False
@@ -161,10 +162,14 @@ class FusionConfig(BlocksConfig):
     (dual encoder). `pooler` makes the vector that stands for the pair: the text's `first` token, that through a `tanh`
     layer, the `product` of a ReLU layer's outputs for both sides' first tokens (ViLBERT), or both sides' tanh layers
     `concatenate`d (METER). `types` adds a learned vector per modality; `multiway` gives image tokens their own
-    feed-forward (joint alone). `recompute` saves memory: activations are computed again in the backward.
+    feed-forward and `image_on_text` adds the first image token to every text token (VL-BERT), in joint alone.
+    `shared_text`: the layers in which text queries the image also encode text alone, by leaving that out (BLIP); the
+    text encoder then only embeds. `recompute` saves memory: activations are computed again in the backward.
     """
 
     trunk: Trunk = "text_queries_image"
+    shared_text: bool = False
+    image_on_text: bool = False
     pooler: Pooler = "first"
     pooled_width: int | None = Field(None, ge=1, description="Of the product; null for the text's.")
     types: bool = False

@@ -1,6 +1,7 @@
 """An HTTP server on loopback that serves a folder, counts what it sends and misbehaves when told to."""
 
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ class Server(ThreadingHTTPServer):
         ranges: Whether parts of files are sent when asked for.
         requests: Number of requests for each file.
         sent: Bytes of content sent of each file.
-        asked: Headers and time of each request for a file.
+        delay: Seconds before each answer.
+        most: Most requests that were answered at a time.
     """
 
     daemon_threads = True
@@ -32,6 +34,7 @@ class Server(ThreadingHTTPServer):
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.always: dict[str, str] = {}
         self.retry_after = "0"
+        self.delay, self.active, self.most = 0.0, 0, 0
         self.over = threading.Event()
         self.lock = threading.Lock()
 
@@ -61,6 +64,17 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
+        with self.server.lock:
+            self.server.active += 1
+            self.server.most = max(self.server.most, self.server.active)
+        time.sleep(self.server.delay)
+        try:
+            self._get()
+        finally:
+            with self.server.lock:
+                self.server.active -= 1
+
+    def _get(self) -> None:
         name = self.path.lstrip("/").partition("?")[0]
         fault = self.server.next_fault(name)
         path = self.server.folder / name

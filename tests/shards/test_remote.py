@@ -216,3 +216,11 @@ def test_damage_is_the_same_near_and_far(server: Server, shard_folder: Path) -> 
         (e.position, e.ordinal, e.reason) for e in streams[1].ledger
     ]
     assert streams[0].ledger
+
+
+def test_requests_of_a_batch_overlap(server: Server, shard_folder: Path) -> None:
+    stream = ShardStream(ShardSet(server.url, patience=QUICK), 16, transform=key)
+    server.delay = 0.1
+    (batch,) = stream.batches(1)
+    assert batch == next(ShardStream(shard_folder, 16, transform=key).batches(1))
+    assert server.most >= 4
