@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from finetune import cli_search
+from finetune import cli_publish, cli_search
 from finetune.commands.evaluate import evaluate
 from finetune.commands.reproduce import reproduce
 from finetune.commands.show import compare, report, table
@@ -32,6 +32,7 @@ app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(report)
 app.command(no_args_is_help=True)(reproduce)
 cli_search.register(app)
+cli_publish.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -48,8 +48,10 @@ def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
 
 
 def run_name(checkpoint: Checkpoint) -> str:
-    """The name of the run folder around RUN/checkpoints/step-N, else of the checkpoint folder itself."""
+    """The run folder around RUN/checkpoints/step-N, USER/NAME in a hub's cache, else the checkpoint folder itself."""
     path = checkpoint.path.resolve()
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.name
 
 

@@ -3,6 +3,7 @@
     RUN/checkpoints/latest                 the name of the newest checkpoint, moved last
     RUN/checkpoints/step-00001000/
         model.safetensors                  parameters and buffers of the task
+        ema.safetensors                    the same with averaged parameters, if `optim.ema` is set
         config.yaml  tokenizer.json        what is needed to build it again
         state.json                         step, stream position, sha256 of each file above
         trainer/                           optimizer state and random generators, for resuming only
@@ -25,17 +26,19 @@ from safetensors.torch import load_file, save_file
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
+from pretrain.data.tokenizer import FILE as TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine
+from pretrain.hub import fetch, hub_place
 from pretrain.models.build import self_contained
 from pretrain.settings import dump_config, load_config
 from pretrain.task import Task
 from shards.errors import Stopped, UserError
 from shards.storage import sync_path, write_atomically
 
-WEIGHTS, CONFIG, STATE, LATEST = "model.safetensors", "config.yaml", "state.json", "latest"
+WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
+CONFIG, STATE, LATEST = "config.yaml", "state.json", "latest"
 STATE_KEYS = ("step", "world", "stream", "files")
-PORTABLE = (WEIGHTS, CONFIG, "tokenizer.json")
 
 
 class CheckpointNotWritten(Stopped):
@@ -47,8 +50,8 @@ class Checkpoint:
     """A loaded checkpoint.
 
     Attributes:
-        digest: Hex sha256 of the weights file.
         state: The contents of state.json.
+        weights: The name of the file that the weights came from.
     """
 
     path: Path
@@ -56,10 +59,12 @@ class Checkpoint:
     task: Task
     tokenizer: Tokenizer
     state: dict[str, Any]
+    weights: str = WEIGHTS
 
     @property
     def digest(self) -> str:
-        return self.state["files"][WEIGHTS]
+        """Hex sha256 of the weights file."""
+        return self.state["files"][self.weights]
 
     @property
     def step(self) -> int:
@@ -67,18 +72,22 @@ class Checkpoint:
 
 
 def find_checkpoint(place: str | Path) -> Path:
-    """The checkpoint folder that `place` means: itself, or the latest of a run folder.
+    """The checkpoint folder that `place` means: itself, the latest of a run folder, or what a hub has (`pretrain.hub`).
 
     Raises:
         UserError: no whole checkpoint lies there.
+        Stopped: a hub that does not answer.
     """
-    path = Path(place)
+    hub = hub_place(place)
+    path = fetch(hub, [WEIGHTS, CONFIG, TOKENIZER, STATE]) if hub else Path(place)
     if (path / STATE).is_file():
         return path
     pointer = path / "checkpoints" / LATEST
     if pointer.is_file() and (found := pointer.parent / pointer.read_text().strip() / STATE).is_file():
         return found.parent
-    raise UserError(f"`ckpt` (={place}) must be a checkpoint folder or a run folder with checkpoints/{LATEST}")
+    raise UserError(
+        f"`ckpt` (={place}) must be a checkpoint folder or a run folder with checkpoints/{LATEST}, or hf:USER/NAME"
+    )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -97,11 +106,17 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def load_checkpoint(place: str | Path) -> Checkpoint:
     """Reads a checkpoint for use: weights checked against their digest, in evaluation mode, on the CPU.
 
+    Args:
+        place: As in `find_checkpoint`; `ema.safetensors` behind it asks for the averaged weights.
+
     Raises:
         UserError: nothing there, a file that is damaged, or weights that do not fit the configuration.
     """
-    path = find_checkpoint(place)
+    weights = EMA if Path(place).name == EMA else WEIGHTS
+    path = find_checkpoint(Path(place).parent if weights == EMA else place)
     state = read_state(path)
+    if weights not in state["files"]:
+        raise UserError(f"`ckpt` (={path}) has no averaged weights: its run had no `optim.ema`")
     for name, expected in state["files"].items():
         if not (path / name).is_file() or _sha256(path / name) != expected:
             raise UserError(f"`ckpt` (={path}) is damaged: {name} does not have the sha256 that {STATE} names")
@@ -109,10 +124,10 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
     tokenizer = Tokenizer(path)
     task = Task(config.model, config.objectives, len(tokenizer))
     try:
-        task.load_state_dict(load_file(path / WEIGHTS))
+        task.load_state_dict(load_file(path / weights))
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"`ckpt` (={path}) does not fit its own configuration: {error}") from None
-    return Checkpoint(path, config, task.eval(), tokenizer, state)
+    return Checkpoint(path, config, task.eval(), tokenizer, state, weights)
 
 
 def save_checkpoint(
@@ -126,7 +141,9 @@ def save_checkpoint(
     """
     final, partial = root / f"step-{step:08d}", root / f".partial-step-{step:08d}"
     portable = config.model_copy(update={"model": self_contained(config.model)})
-    weights = engine.weights()
+    weights = {WEIGHTS: engine.weights()}
+    if engine.ema:
+        weights[EMA] = engine.ema.weights()
     try:
         _together(lambda: _start(partial), distributed.rank() == 0)
         _together(lambda: _save_trainer(partial / "trainer", engine))
@@ -141,6 +158,8 @@ def restore(checkpoint: Path, engine: Engine) -> dict[str, Any]:
     """Puts the engine and this rank's generator back; returns the contents of state.json. Every rank calls it."""
     state = read_state(checkpoint)
     engine.load(checkpoint / "trainer")
+    if engine.ema:
+        engine.ema.load(load_file(checkpoint / EMA))
     torch.set_rng_state(torch.load(checkpoint / "trainer" / f"rng-{distributed.rank()}.pt", weights_only=True))
     return state
 
@@ -184,21 +203,22 @@ def _finish(
     partial: Path,
     final: Path,
     step: int,
-    weights: dict[str, torch.Tensor],
+    weights: dict[str, dict[str, torch.Tensor]],
     config: PretrainConfig,
     tokenizer: Tokenizer,
     stream: dict[str, Any],
 ) -> None:
-    if sick := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-        raise RuntimeError(f"the weight `{sick[0]}` is not finite")
-    save_file(weights, partial / WEIGHTS)
+    for file, tensors in weights.items():
+        if sick := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise RuntimeError(f"the weight `{sick[0]}` is not finite")
+        save_file(tensors, partial / file)
     (partial / CONFIG).write_text(dump_config(config))
     tokenizer.save(partial)
-    files = {name: _sha256(partial / name) for name in PORTABLE}
+    files = {name: _sha256(partial / name) for name in (*weights, CONFIG, TOKENIZER)}
     state = dict(zip(STATE_KEYS, (step, distributed.world(), stream, files), strict=True))
     (partial / STATE).write_text(json.dumps(state, indent=1))
-    for file in partial.rglob("*"):
-        sync_path(file)
+    for path in partial.rglob("*"):
+        sync_path(path)
     if final.exists():
         shutil.rmtree(final)
     os.rename(partial, final)

@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from pretrain.fitting import misfit, missing_regions
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+BETAS = (0.9, 0.98)
 
 
 class AugmentConfig(Section):
@@ -43,17 +45,33 @@ class RegionsConfig(Section):
     hide_overlap: float | None = Field(None, gt=0, lt=1)
 
 
+class WeightedShards(Section):
+    """One part of a mixture: a folder that `shards build` wrote, or its URL, and its weight beside the others'.
+
+    `selection` is a list of the samples that are kept (`shards.selection`); null keeps all.
+    """
+
+    place: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0)
+    selection: str | None = None
+
+
 class DataConfig(Section):
     """What is read and how it is batched.
 
-    `shards` is a folder that `shards build` wrote. `tokenizer` is a tokenizer.json or a folder or `package:` place that
-    holds one. `group_by` names a metadata field: pairs that share its value are each other's positives. `captions`
-    `one` draws one caption per image and epoch; `join` shuffles all of them into one text. `second` is what follows as
-    the second segment of the text: the image's `tags` in random order, or another of its captions. `regions` null reads
-    none.
+    `shards` is a folder that `shards build` wrote, its URL, or a list of `WeightedShards`; `cache` is a local folder
+    for remote ones, shared by the processes of a node, which grows to `cache_gigabytes`; null reads each sample where
+    it lies. `damage_budget` is the largest fraction of an epoch that may be damaged. `tokenizer` is a tokenizer.json or
+    a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
+    other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
+    `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
+    captions. `regions` null reads none.
     """
 
-    shards: str = ""
+    shards: str | list[WeightedShards] = ""
+    cache: str | None = None
+    cache_gigabytes: float = Field(100.0, gt=0)
+    damage_budget: float = Field(0.01, ge=0, le=1)
     tokenizer: str = ""
     global_batch: int = Field(256, ge=1)
     max_tokens: int = Field(40, ge=4)
@@ -64,25 +82,61 @@ class DataConfig(Section):
     regions: RegionsConfig | None = None
     augment: AugmentConfig = AugmentConfig()
 
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _one_place_or_a_mixture(cls, shards: Any) -> str | list[WeightedShards]:
+        """Refused here: of a union, pydantic would explain why each member does not fit."""
+        if isinstance(shards, str):
+            return shards
+        try:
+            return _MIXTURE.validate_python(shards)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            raise ValueError(
+                f"`data.shards{where}` (={first['input']!r}) is refused: a mixture is a list of "
+                f"{{place: FOLDER, weight: NUMBER, selection: FILE}}, with positive weights"
+            ) from None
+
+
+_MIXTURE = TypeAdapter(list[WeightedShards])
+
 
 class OptimConfig(Section):
-    """AdamW with linear warm-up and cosine, linear or no decay to `final_lr`."""
+    """The optimizer, with linear warm-up and cosine, linear or no decay to `final_lr`.
 
+    `betas` are AdamW's, `momentum` is SGD's. `layer_decay` multiplies the learning rate once more for each block that
+    lies between a parameter and the heads. `ema` keeps a float32 average of the weights, of which each step forgets
+    `1 - ema`; it starts from the initial weights and goes into checkpoints as ema.safetensors.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     final_lr: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.02, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = BETAS
+    momentum: float | None = Field(None, ge=0, lt=1)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 leaves gradients alone.")
     multipliers: dict[str, float] = Field({}, description="Parameter-name prefix -> factor on the learning rate.")
+    layer_decay: float = Field(1.0, gt=0, le=1)
     freeze: list[str] = Field([], description="Parameter-name prefixes that are not trained.")
+    ema: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _settings_of_this_optimizer(self) -> "OptimConfig":
+        if self.momentum is not None and self.name != "sgd":
+            raise ValueError(f"`optim.momentum` (={self.momentum}) is for `optim.name` sgd, not {self.name}")
+        if self.betas != BETAS and self.name == "sgd":
+            raise ValueError(f"`optim.betas` (={list(self.betas)}) is for `optim.name` adamw, not sgd")
+        return self
 
 
 HOMES = {
     "train_batch_size": "data.global_batch",
     "train_micro_batch_size_per_gpu": "data.global_batch",
-    "gradient_accumulation_steps": "data.global_batch",
+    "gradient_accumulation_steps": "engine.accumulation",
     "gradient_clipping": "optim.clip",
     "bf16": "engine.precision",
     "torch_autocast": "engine.precision",
@@ -96,11 +150,14 @@ class EngineConfig(Section):
     """How DeepSpeed runs the step.
 
     `precision` `bf16` is autocast: layers multiply in bfloat16; weights, gradients and optimizer stay float32.
+    `accumulation` divides each rank's part of the global batch into this many micro batches: the same step in less
+    memory, for one more forward.
     `deepspeed` is merged into DeepSpeed's configuration, for keys this file does not name.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = Field(1, ge=1)
     deepspeed: dict[str, Any] = Field({})
 
     @field_validator("deepspeed")
@@ -148,9 +205,33 @@ class PretrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _fused_objectives_need_a_trunk(self) -> "PretrainConfig":
-        if self.model.fusion.trunk == "none" and (self.objectives.itm or self.objectives.mlm):
+    def _objectives_fit_the_model(self) -> "PretrainConfig":
+        objectives, regions = self.objectives, self.data.regions
+        hide = regions.hide if regions else None
+        if reason := misfit(objectives, self.model.fusion) or missing_regions(objectives, hide):
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _pollution_has_a_second_segment(self) -> "PretrainConfig":
+        pollution, second = self.objectives.pollution, self.data.second
+        if pollution and second is None:
+            raise ValueError("`objectives.pollution` needs a second segment, so `data.second` must not be null")
+        if pollution and pollution.kind == "three_way" and second != "tags":
             raise ValueError(
-                "`objectives.itm` and `objectives.mlm` read fused features, so `model.fusion.trunk` must not be `none`"
+                f"`objectives.pollution.kind` (=three_way) needs tags, so `data.second` (={second}) must be tags"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_towers_are_whole(self) -> "PretrainConfig":
+        if self.objectives.momentum is None:
+            return self
+        if self.engine.zero == 3:
+            raise ValueError(
+                "`objectives.momentum` moves whole copies of the weights, of which `engine.zero` (=3) leaves each rank "
+                "a part: use 0, 1 or 2"
+            )
+        if self.engine.deepspeed.get("fp16", {}).get("enabled"):
+            raise ValueError("`objectives.momentum` keeps float32 copies, which `engine.deepspeed.fp16` would round")
         return self

@@ -3,10 +3,13 @@
 Works under `deepspeed`, torchrun, Slurm variables set by either, or no launcher at all (one process).
 """
 
+import atexit
+import contextlib
 import logging
 import math
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
+from pretrain.ema import Ema
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.settings import merge
+from pretrain.task import Task
 from shards.errors import Stopped, UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
@@ -30,6 +36,8 @@ import deepspeed  # reads the variable above when imported
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
+LAST_SECONDS = 10.0
+"""Longest wait, at the end of a process, for threads that finish a collective."""
 
 
 class NonFinite(Stopped):
@@ -70,6 +78,7 @@ def start_process_group() -> torch.device:
         _leave_out_shared_memory_op()
         backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        atexit.register(_end_process_group)
         _share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
     if device.type == "cpu":
@@ -83,16 +92,19 @@ class Engine:
     """A task that can take steps.
 
     Args:
-        task: A module whose forward maps a `Batch` to named losses with their sum under `loss`.
+        task: Arranged here as `config.engine` says.
     """
 
-    def __init__(self, task: nn.Module, config: PretrainConfig) -> None:
+    def __init__(self, task: Task, config: PretrainConfig) -> None:
+        self.task = task
+        arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
         )
         self.zero = config.engine.zero
         self._optimizer = optimizer
+        self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
     def step(self, batch: Batch, lr: float, stop: bool = False) -> Stepped:
         """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
@@ -109,6 +121,7 @@ class Engine:
         set_lr(self._engine.optimizer, lr)
         if not self._move():
             raise NonFinite("the gradient is not finite; the optimizer has not moved")
+        self.task.end()
         return stepped
 
     def _move(self) -> bool:
@@ -121,6 +134,8 @@ class Engine:
             self._engine.zero_grad()
             return False
         self._engine.step()
+        if self.ema and self._engine.was_step_applied():
+            self.ema.update()
         return self._engine.was_step_applied() or self._engine.fp16_enabled()
 
     def save(self, folder: Path) -> None:
@@ -171,6 +186,31 @@ def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
 def _finite_gradient(module: nn.Module) -> bool:
     norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     return bool(norm.isfinite())  # host sync here
+
+
+def _end_process_group() -> None:
+    """Ends the group while Python still runs, whatever ends the process.
+
+    A gloo thread lets go of its tensors a moment after their collective is done. For that it needs the interpreter, and
+    it aborts the process if that is going down by then. DeepSpeed keeps references to the group, so that destroying it
+    does not join the threads: they are waited for.
+    """
+    if dist.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    deadline, resting = time.monotonic() + LAST_SECONDS, 0
+    while resting < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)  # gives the interpreter to whoever waits for it
+        resting = resting + 1 if _gloo_rests() else 0
+
+
+def _gloo_rests() -> bool:
+    """Whether each thread that runs collectives sleeps; always true where the system does not tell."""
+    for thread in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            name, state = (thread / "stat").read_text().partition("(")[2].rsplit(") ", 1)
+            if "gloo" in name and not state.startswith("S"):
+                return False
+    return True
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pretrain.config import OptimConfig
+from pretrain.stacks import heights
 from shards.errors import UserError
 
 
@@ -24,13 +25,14 @@ def freeze(module: nn.Module, prefixes: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over groups by learning-rate multiplier and decay; vectors (biases, norms, temperature) are not decayed.
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over groups by learning-rate factor and decay; vectors (biases, norms, temperature) do not decay.
 
     Each group keeps its factor under `multiplier`, which `set_lr` reads.
 
     Raises:
-        UserError: a prefix in `optim.multipliers` that matches no parameter, or nothing to train.
+        UserError: a prefix in `optim.multipliers` that matches no parameter, a layer decay without layers, or nothing
+            to train.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
@@ -38,15 +40,16 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     for prefix in config.multipliers:
         if not any(name.startswith(prefix) for name, _ in named):
             raise UserError(f"`optim.multipliers.{prefix}` matches no parameter; names start with {_heads(named)}")
+    layer_factors = _layer_factors(module, config.layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
+        factor = _multiplier(name, config.multipliers) * layer_factors[name]
         decay = config.weight_decay if _dimensions(parameter) > 1 else 0.0
-        groups.setdefault((_multiplier(name, config.multipliers), decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": ps, "multiplier": m, "weight_decay": d} for (m, d), ps in groups.items()],
-        lr=config.lr,
-        betas=config.betas,
-    )
+        groups.setdefault((factor, decay), []).append(parameter)
+    grouped = [{"params": ps, "multiplier": m, "weight_decay": d} for (m, d), ps in groups.items()]
+    if config.name == "sgd":
+        return torch.optim.SGD(grouped, lr=config.lr, momentum=config.momentum or 0.0)
+    return torch.optim.AdamW(grouped, lr=config.lr, betas=config.betas)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -69,6 +72,14 @@ def _multiplier(name: str, multipliers: dict[str, float]) -> float:
     """The longest matching prefix wins."""
     matching = [prefix for prefix in multipliers if name.startswith(prefix)]
     return multipliers[max(matching, key=len)] if matching else 1.0
+
+
+def _layer_factors(module: nn.Module, decay: float) -> dict[str, float]:
+    """Factor by parameter name: `decay` to the number of blocks between it and the heads (BEiT, arXiv:2106.08254)."""
+    found = heights(module)
+    if decay != 1 and not any(found.values()):
+        raise UserError(f"`optim.layer_decay` (={decay}) matches no layer: the model has no stack of blocks")
+    return {name: decay**height for name, height in found.items()}
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

@@ -1,96 +1,127 @@
-"""A part of a shard set as a list: which samples to use, without writing them again.
+"""A shard set without the samples that a selection list leaves out, as a source of its own.
 
-    shards filter DIR --list FILE -> FILE (parquet) -> SelectedShards(DIR, FILE) -> stream
+    shards filter DIR --list FILE -> FILE -> Selected(ShardSet(DIR), FILE) -> stream
 
-One row per sample: `shard` string, hex sha256 of the tar; `ordinal` int64, the place inside. Whole samples are
-selected, with all their captions. S shards, N selected samples.
+A selection list is a parquet file with the columns `shard` (string: the first 16 hex digits of the shard's sha256, as
+in a sample's identity) and `ordinal` (integer: place in the shard), one row for each sample that is kept, in any order.
+Memory is one bit per sample of the shard set.
 """
 
 import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import UserError
-from shards.reader import ShardSet
+from shards.reader import ShardSet, locate
 from shards.sample import Identity, Sample
 from shards.storage import write_atomically
 
+DIGEST = 16
+EXPANDED = 64
+"""Shards whose kept ordinals are held as a list at a time: four windows of the stream's order."""
 
-def write_selection(shards: ShardSet, kept: np.ndarray, path: Path) -> None:
-    """Writes the samples with the indices `kept`, int64 ascending, as a list."""
-    starts_S = _starts(shards)
-    numbers = np.searchsorted(starts_S, kept, side="right") - 1
-    digests = pa.array([entry.sha256 for entry in shards.manifest.shards])
+
+def write_selection(shards: ShardSet, kept_N: np.ndarray, path: Path) -> None:
+    """Writes the list of the samples with the indices `kept_N`, int64 [N]."""
+    starts_S = np.array([0, *accumulate(shards.shard_sizes)])
+    number_N = np.searchsorted(starts_S, kept_N, side="right") - 1
+    digests = pa.array([entry.sha256[:DIGEST] for entry in shards.manifest.shards])
     columns = {
-        "shard": pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), digests),
-        "ordinal": pa.array(kept - starts_S[numbers], pa.int64()),
+        "shard": digests.take(pa.array(number_N)),
+        "ordinal": pa.array(kept_N - starts_S[number_N], pa.int64()),
     }
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
-class SelectedShards:
-    """The samples of a shard set that a list names, as a `Source`; identities are those of the whole set.
-
-    Memory is 8 bytes per selected sample.
+class Selected:
+    """The kept samples of `shards`, in their order.
 
     Raises:
-        UserError: no such list, or one of other shards.
+        UserError: a list of another form, rows that name no sample of the shard set, or no row at all.
     """
 
-    def __init__(self, folder: str | Path, selection: str | Path) -> None:
-        self.shards = ShardSet(folder)
-        self.name = self.shards.name
-        self._indices_N = _read(Path(selection), self.shards)
-        numbers_N = np.searchsorted(_starts(self.shards), self._indices_N, side="right") - 1
-        self.shard_sizes: list[int] = np.bincount(numbers_N, minlength=len(self.shards.shard_sizes)).tolist()
+    def __init__(self, shards: ShardSet, selection: str | Path) -> None:
+        self.shards, self.name = shards, f"{shards.name} by {Path(selection).name}"
+        self._bits = _read_bits(shards, Path(selection))
+        self.shard_sizes = [int(np.unpackbits(bits).sum()) for bits in self._bits]
+        self._starts = [0, *accumulate(self.shard_sizes)]
+        self._firsts = [0, *accumulate(shards.shard_sizes)]
+        if not len(self):
+            raise UserError(f"`selection` (={selection}) must keep at least one sample")
+        self._ordinals = lru_cache(maxsize=EXPANDED)(self._expand)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "_ordinals"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._ordinals = lru_cache(maxsize=EXPANDED)(self._expand)
 
     def __len__(self) -> int:
-        return len(self._indices_N)
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        return self.shards[self._whole(index)]
+        return self.shards[self._index(index)]
+
+    def expect(self, indices: Iterable[int]) -> None:
+        self.shards.expect(map(self._index, indices))
 
     def identity(self, index: int) -> Identity:
-        return self.shards.identity(self._whole(index))
+        return self.shards.identity(self._index(index))
 
     def place(self, index: int) -> tuple[str, int]:
-        """The file name of the shard and the ordinal in it, for messages."""
-        return self.shards.place(self._whole(index))
+        return self.shards.place(self._index(index))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.shards.fingerprint().encode() + self._indices_N.tobytes()).hexdigest()
+        digest = hashlib.sha256(self.shards.fingerprint().encode())
+        for bits in self._bits:
+            digest.update(bits.tobytes())
+        return digest.hexdigest()
 
-    def _whole(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return int(self._indices_N[index])
+    def _index(self, index: int) -> int:
+        """Index in the whole shard set."""
+        number, place = locate(self._starts, index)
+        return self._firsts[number] + int(self._ordinals(number)[place])
+
+    def _expand(self, number: int) -> np.ndarray:
+        return np.flatnonzero(np.unpackbits(self._bits[number]))
 
 
-def _starts(shards: ShardSet) -> np.ndarray:
-    """Index of the first sample of each shard, int64 [S]."""
-    sizes_S = np.array(shards.shard_sizes, dtype=np.int64)
-    return np.cumsum(sizes_S) - sizes_S
-
-
-def _read(path: Path, shards: ShardSet) -> np.ndarray:
-    """Indices in the set, int64 [N], ascending."""
-    if not path.is_file():
-        raise UserError(f"`selection` (={path}) must be a file")
+def _read_bits(shards: ShardSet, path: Path) -> list[np.ndarray]:
+    """One bit per sample of each shard, uint8 [ceil(samples / 8)], set for the kept ones."""
+    sizes = shards.shard_sizes
+    numbers = {entry.sha256[:DIGEST]: number for number, entry in enumerate(shards.manifest.shards)}
+    bits = [np.zeros(-(-size // 8), dtype=np.uint8) for size in sizes]
     try:
-        table = pq.read_table(path, columns=["shard", "ordinal"], use_threads=False)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"`selection` (={path}) must be parquet with `shard` and `ordinal`: {error}") from None
-    digests = pa.array([entry.sha256 for entry in shards.manifest.shards], pa.string())
-    numbers = pc.index_in(table["shard"].cast(pa.string()), digests)
-    if numbers.null_count:
-        raise UserError(f"`selection` (={path}) names shards that `shards` (={shards.folder}) does not hold")
-    numbers_N, ordinals_N = numbers.to_numpy(), table["ordinal"].to_numpy()
-    if not len(ordinals_N) or (ordinals_N < 0).any() or (ordinals_N >= np.array(shards.shard_sizes)[numbers_N]).any():
-        raise UserError(f"`selection` (={path}) must name samples that its shards hold")
-    return np.unique(_starts(shards)[numbers_N] + ordinals_N)
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["shard", "ordinal"], use_threads=False):
+                _set_bits(bits, batch, numbers, sizes, path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"`selection` (={path}) is not a selection list: {' '.join(str(error).split())}") from None
+    return bits
+
+
+def _set_bits(
+    bits: list[np.ndarray], batch: pa.RecordBatch, numbers: dict[str, int], sizes: list[int], path: Path
+) -> None:
+    if batch.schema.names != ["shard", "ordinal"]:
+        raise UserError(f"`selection` (={path}) must have the columns `shard` and `ordinal`")
+    digests = batch["shard"].dictionary_encode()
+    ordinals_N, codes_N = batch["ordinal"].to_numpy(), digests.indices.to_numpy()
+    for code, digest in enumerate(digests.dictionary.to_pylist()):
+        chosen = ordinals_N[codes_N == code]
+        number = numbers.get(digest)
+        if number is None or chosen.min() < 0 or chosen.max() >= sizes[number]:
+            wrong = "" if number is None else f", sample {chosen.max()}"
+            raise UserError(f"`selection` (={path}) names shard {digest}{wrong}, which the shard set does not have")
+        kept = np.unpackbits(bits[number], count=sizes[number])
+        kept[chosen] = 1
+        bits[number] = np.packbits(kept)

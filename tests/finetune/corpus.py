@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from pretrain.checkpoint import CONFIG, LATEST, PORTABLE, STATE, WEIGHTS, Checkpoint
+from pretrain.checkpoint import CONFIG, LATEST, STATE, WEIGHTS, Checkpoint
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.settings import dump_config
 from pretrain.task import Task
@@ -96,7 +96,10 @@ def save(made: Checkpoint) -> Path:
     save_file(made.task.state_dict(), made.path / WEIGHTS)
     (made.path / CONFIG).write_text(dump_config(made.config))
     made.tokenizer.save(made.path)
-    files = {name: hashlib.sha256((made.path / name).read_bytes()).hexdigest() for name in PORTABLE}
+    files = {
+        name: hashlib.sha256((made.path / name).read_bytes()).hexdigest()
+        for name in (WEIGHTS, CONFIG, "tokenizer.json")
+    }
     (made.path / STATE).write_text(json.dumps({"step": 7, "world": 1, "stream": {}, "files": files}))
     (made.path.parent / LATEST).write_text(made.path.name)
     return made.path.parent.parent

@@ -13,6 +13,7 @@ from pretrain.data.masking import IGNORE
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import evaluation_pixels, training_pixels
 from shards.errors import UserError
+from shards.reader import ShardSet
 from shards.sample import Identity, Sample
 from shards.stream import ShardStream, StreamedSample
 from tests.pretrain.colours import Colours
@@ -175,7 +176,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, content):
     "change", [{"crop_scale": 0.3}, {"flip": True}, {"color": 0.5}, {"erase": 1.0}, {"rotate": 30.0}]
 )
 def test_each_augmentation_changes_pixels_and_only_by_its_generator(corpus, change):
-    sample = ShardStream(corpus.shards, 1).source[0]
+    sample = ShardSet(corpus.shards)[0]
     whole = evaluation_pixels(sample, 32)
     assert torch.equal(training_pixels(sample, 32, AugmentConfig(), np.random.default_rng(0)), whole)
     config = AugmentConfig(**change)
