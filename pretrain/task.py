@@ -32,11 +32,16 @@ class Task(nn.Module):
             {name: OBJECTIVES[name](config, self.model.shape) for name, config in chosen.items()}
         )
         self.weights = {name: config.weight for name, config in chosen.items()}
-        self.micro_batches = 1  # the engine decides how much of a batch is held at a time
+        self.micro_batches = 1  # this and the next are for the engine to decide
+        self.autocast: torch.dtype | None = None
         self.reads = {view for name in chosen for view in OBJECTIVES[name].reads}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns each objective's loss and, as `loss`, their weighted sum; each a float scalar of this rank's part."""
+        with torch.autocast(batch.token_ids_BL.device.type, self.autocast, enabled=self.autocast is not None):
+            return self._losses(batch)
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         rows = len(batch) // self.micro_batches
         model = self.model if self.micro_batches == 1 else MicroBatched(self.model, rows)
         views = Views(model, batch, self.reads)

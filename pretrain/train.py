@@ -14,7 +14,7 @@ from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import Preparation, check_group
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.engine import Engine, start_process_group, world_from_environment
+from pretrain.engine import Engine, check_accelerator, start_process_group, world_from_environment
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
@@ -56,6 +56,7 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     if not len(source):
         raise UserError(f"`source` (={source.name}) must hold at least one pair")
     check_group(config.data.group_by, source[0])
+    check_accelerator(config.engine)
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
     _check_task(config, len(tokenizer), initial)
     check_folder(config, world)

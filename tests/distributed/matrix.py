@@ -36,7 +36,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 ENGINES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "sparing": {"accumulation": 2},
+    "sparing": {"accumulation": 2, "activation_checkpointing": True},
 }
 """How else the engine takes its steps; it leaves the numbers alone."""
 
