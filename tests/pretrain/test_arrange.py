@@ -104,19 +104,20 @@ def test_a_setting_without_blocks_is_refused(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
 def test_a_compiled_step_is_the_eager_step():
-    """With recomputation and two lengths of text, of which the second makes lengths symbols."""
+    """With recomputation. One length of text: another would compile again, with a symbol for the length."""
     start_process_group()
     runs = {}
     for compiled in (False, True):
         sparing = {"compile": compiled, "activation_checkpointing": compiled}
-        config = tiny(model={"fusion": {"trunk": "none"}}, objectives={"itm": None, "mlm": None}, engine=sparing)
+        dual = {"model": {"fusion": {"trunk": "none"}}, "objectives": {"itm": None, "mlm": None}}
+        config = tiny(**dual, engine=sparing, optim={"name": "sgd"})
         engine = Engine(task_of(config), config)
-        steps = [engine.step(random_batch(8, length=length), lr=0.01).losses["loss"] for length in (9, 7)]
+        steps = [engine.step(random_batch(8, seed=seed), lr=0.1).losses["loss"] for seed in range(2)]
         runs[compiled] = steps, engine.weights()
     (expected, weights), (found, others) = runs[False], runs[True]
-    # Measured: losses within 2e-7 relative, weights within 3e-6.
+    # Measured: losses within 1e-7 relative, weights within 3e-8.
     assert found == pytest.approx(expected, rel=2e-6)
-    assert_near(others, weights, 3e-5)
+    assert_near(others, weights, 1e-6)
 
 
 def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float) -> None:
