@@ -18,7 +18,8 @@ from finetune.recall import Positives, ranks
 from finetune.retrieval import RetrievalSet, open_input
 from finetune.score import Scorer
 from pretrain.checkpoint import Checkpoint, load_checkpoint
-from pretrain.models.interface import ImageInput, TextInput
+from pretrain.data.images import evaluation_images
+from pretrain.models.interface import TextInput
 
 SLOW_IMAGES = 8  # that the slow way scores per round; it would take minutes for all
 
@@ -37,9 +38,9 @@ def slow(checkpoint: Checkpoint, data: RetrievalSet, candidates_Ik: np.ndarray) 
     model, head, found = checkpoint.task.model, checkpoint.task.objectives["itm"], []
     start = time.perf_counter()
     for image, texts in enumerate(candidates_Ik[:SLOW_IMAGES]):
-        pixels = data.pixels(np.array([image]), checkpoint.config.model.image_size).repeat(len(texts), 1, 1, 1)
+        images = evaluation_images([data.source[image]] * len(texts), checkpoint.config)
         tokens = checkpoint.tokenizer.batch([data.texts[i] for i in texts], checkpoint.config.data.max_tokens)
-        memory = model.remember(model.encode_image(ImageInput(pixels)))
+        memory = model.remember(model.encode_image(images))
         found.append(head.score(model.fuse(model.encode_text(TextInput(*tokens)), memory)))
     scores = torch.cat(found).numpy()
     return scores.size / (time.perf_counter() - start), scores

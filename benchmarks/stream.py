@@ -15,6 +15,7 @@ from pathlib import Path
 
 import webdataset
 
+from shards.reader import ShardSet
 from shards.stream import ShardStream
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    limit = len(ShardStream(arguments.shards, 1).source)
+    limit = len(ShardSet(arguments.shards))
     rounds = [(ours(arguments.shards, limit), theirs(arguments.shards, limit)) for _ in range(arguments.rounds)]
     for us, them in rounds:
         print(f"ours {us:8.0f}/s   webdataset {them:8.0f}/s   ratio {us / them:.1f}")

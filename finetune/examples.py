@@ -1,19 +1,17 @@
 """Queries for the report: some spread evenly over the data, the worst by rank, and small pictures of what they show."""
 
 import base64
-import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image
 
+from finetune.pictures import thumbnail
 from finetune.ranking import Ranked
 from finetune.results import Example, Examples, Found
 from finetune.retrieval import RetrievalSet
-from shards.decode import decode_image
 
 SAMPLES, WORST, FIRST = 8, 12, 5
-THUMBNAIL, QUALITY = 128, 82  # pixels of the longer side: twice what the page shows, about 4 KB each
+THUMBNAIL = 128  # pixels of the longer side: twice what the page shows
 
 
 def collect_examples(data: RetrievalSet, ranked: Sequence[Ranked]) -> Examples:
@@ -58,9 +56,4 @@ def thumbnails(data: RetrievalSet, examples: Iterable[Examples]) -> dict[str, st
 
 
 def _thumbnail(data: RetrievalSet, index: int) -> str:
-    sample = data.source[index]
-    picture = Image.fromarray(np.asarray(decode_image(sample.image, sample.extension)))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    target = io.BytesIO()
-    picture.save(target, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(thumbnail(data.source[index], THUMBNAIL)).decode()

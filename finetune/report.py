@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune.curves import BOTTOM, HEIGHT, LEFT, LOG, RIGHT, TOP, WIDTH, Chart, charts
 from finetune.pages import render
 from finetune.results import Examples, Results, read_gallery, read_results
-from finetune.table import build_table, legend, provenance
+from finetune.table import build_table, legend, provenance_line
 from shards.errors import UserError
 
 
@@ -76,7 +76,7 @@ def results_files(place: Path) -> list[Path]:
 
 def _measured(file: Path) -> Measured:
     results = read_results(file)
-    return Measured(results, read_gallery(file), provenance(results))
+    return Measured(results, read_gallery(file), provenance_line(results))
 
 
 def _distinct(runs: Sequence[Path]) -> list[Path]:

@@ -26,8 +26,10 @@ from safetensors.torch import load_file, save_file
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
+from pretrain.data.tokenizer import FILE as TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine
+from pretrain.hub import fetch, hub_place
 from pretrain.models.build import self_contained
 from pretrain.settings import dump_config, load_config
 from pretrain.task import Task
@@ -70,18 +72,22 @@ class Checkpoint:
 
 
 def find_checkpoint(place: str | Path) -> Path:
-    """The checkpoint folder that `place` means: itself, or the latest of a run folder.
+    """The checkpoint folder that `place` means: itself, the latest of a run folder, or what a hub has (`pretrain.hub`).
 
     Raises:
         UserError: no whole checkpoint lies there.
+        Stopped: a hub that does not answer.
     """
-    path = Path(place)
+    hub = hub_place(place)
+    path = fetch(hub, [WEIGHTS, CONFIG, TOKENIZER, STATE]) if hub else Path(place)
     if (path / STATE).is_file():
         return path
     pointer = path / "checkpoints" / LATEST
     if pointer.is_file() and (found := pointer.parent / pointer.read_text().strip() / STATE).is_file():
         return found.parent
-    raise UserError(f"`ckpt` (={place}) must be a checkpoint folder or a run folder with checkpoints/{LATEST}")
+    raise UserError(
+        f"`ckpt` (={place}) must be a checkpoint folder or a run folder with checkpoints/{LATEST}, or hf:USER/NAME"
+    )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -208,7 +214,7 @@ def _finish(
         save_file(tensors, partial / file)
     (partial / CONFIG).write_text(dump_config(config))
     tokenizer.save(partial)
-    files = {name: _sha256(partial / name) for name in (*weights, CONFIG, "tokenizer.json")}
+    files = {name: _sha256(partial / name) for name in (*weights, CONFIG, TOKENIZER)}
     state = dict(zip(STATE_KEYS, (step, distributed.world(), stream, files), strict=True))
     (partial / STATE).write_text(json.dumps(state, indent=1))
     for path in partial.rglob("*"):

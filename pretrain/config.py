@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from pretrain.fitting import misfit, missing_regions
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
@@ -27,22 +28,78 @@ class AugmentConfig(Section):
     rotate: float = Field(0.0, ge=0, le=180)
 
 
+class RegionsConfig(Section):
+    """What is read of the regions that a detector or an author marked.
+
+    Of each image the `most` most confident regions are read, those below `least_score` only if there is no other.
+    `labels` is a JSON file that numbers the names of classes and attributes (see `pretrain labels`). `classes` asks for
+    the detector's distribution over so many classes. `hide` is the share of regions that masked region modelling hides,
+    and with each of them those that cover it by more than `hide_overlap` (null: none).
+    """
+
+    most: int = Field(36, ge=1)
+    least_score: float = Field(0.0, ge=0, le=1)
+    labels: str | None = None
+    classes: int = Field(0, ge=0)
+    hide: float = Field(0.0, ge=0, lt=1)
+    hide_overlap: float | None = Field(None, gt=0, lt=1)
+
+
+class WeightedShards(Section):
+    """One part of a mixture: a folder that `shards build` wrote, or its URL, and its weight beside the others'.
+
+    `selection` is a list of the samples that are kept (`shards.selection`); null keeps all.
+    """
+
+    place: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0)
+    selection: str | None = None
+
+
 class DataConfig(Section):
     """What is read and how it is batched.
 
-    `shards` is a folder that `shards build` wrote. `tokenizer` is a tokenizer.json or a folder or `package:` place that
-    holds one. `group_by` names a metadata field: pairs that share its value are each other's positives. `captions`
-    `one` draws one caption per image and epoch; `join` shuffles all of them into one text.
+    `shards` is a folder that `shards build` wrote, its URL, or a list of `WeightedShards`; `cache` is a local folder
+    for remote ones, shared by the processes of a node, which grows to `cache_gigabytes`; null reads each sample where
+    it lies. `damage_budget` is the largest fraction of an epoch that may be damaged. `tokenizer` is a tokenizer.json or
+    a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
+    other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
+    `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
+    captions. `regions` null reads none.
     """
 
-    shards: str = ""
+    shards: str | list[WeightedShards] = ""
+    cache: str | None = None
+    cache_gigabytes: float = Field(100.0, gt=0)
+    damage_budget: float = Field(0.01, ge=0, le=1)
     tokenizer: str = ""
     global_batch: int = Field(256, ge=1)
     max_tokens: int = Field(40, ge=4)
     workers: int = Field(0, ge=0)
     group_by: str | None = None
     captions: Literal["one", "join"] = "one"
+    second: Literal["tags", "caption"] | None = None
+    regions: RegionsConfig | None = None
     augment: AugmentConfig = AugmentConfig()
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _one_place_or_a_mixture(cls, shards: Any) -> str | list[WeightedShards]:
+        """Refused here: of a union, pydantic would explain why each member does not fit."""
+        if isinstance(shards, str):
+            return shards
+        try:
+            return _MIXTURE.validate_python(shards)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            raise ValueError(
+                f"`data.shards{where}` (={first['input']!r}) is refused: a mixture is a list of "
+                f"{{place: FOLDER, weight: NUMBER, selection: FILE}}, with positive weights"
+            ) from None
+
+
+_MIXTURE = TypeAdapter(list[WeightedShards])
 
 
 class OptimConfig(Section):
@@ -158,9 +215,42 @@ class PretrainConfig(Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
-    def _fused_objectives_need_a_trunk(self) -> "PretrainConfig":
-        if self.model.fusion.trunk == "none" and (self.objectives.itm or self.objectives.mlm):
+    def _regions_are_read(self) -> "PretrainConfig":
+        if self.model.vision.region and self.data.regions is None:
+            raise ValueError("`model.vision.region` reads regions, so `data.regions` must not be null")
+        augment = self.data.augment
+        if self.data.regions and (augment.crop_scale < 1 or augment.flip or augment.rotate):
+            raise ValueError("`data.augment` may not crop, flip or rotate where `data.regions` is set: boxes stay put")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_fit_the_model(self) -> "PretrainConfig":
+        objectives, regions = self.objectives, self.data.regions
+        hide = regions.hide if regions else None
+        if reason := misfit(objectives, self.model.fusion) or missing_regions(objectives, hide):
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _pollution_has_a_second_segment(self) -> "PretrainConfig":
+        pollution, second = self.objectives.pollution, self.data.second
+        if pollution and second is None:
+            raise ValueError("`objectives.pollution` needs a second segment, so `data.second` must not be null")
+        if pollution and pollution.kind == "three_way" and second != "tags":
             raise ValueError(
-                "`objectives.itm` and `objectives.mlm` read fused features, so `model.fusion.trunk` must not be `none`"
+                f"`objectives.pollution.kind` (=three_way) needs tags, so `data.second` (={second}) must be tags"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_towers_are_whole(self) -> "PretrainConfig":
+        if self.objectives.momentum is None:
+            return self
+        if self.engine.zero == 3:
+            raise ValueError(
+                "`objectives.momentum` moves whole copies of the weights, of which `engine.zero` (=3) leaves each rank "
+                "a part: use 0, 1 or 2"
+            )
+        if self.engine.deepspeed.get("fp16", {}).get("enabled"):
+            raise ValueError("`objectives.momentum` keeps float32 copies, which `engine.deepspeed.fp16` would round")
         return self

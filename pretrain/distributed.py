@@ -38,6 +38,24 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def global_mean(values_R: Tensor, counted_R: Tensor | None = None) -> Tensor:
+    """This rank's part of the mean over the rows of all ranks, by the convention above.
+
+    Args:
+        values_R: float [R, ...], one value (or several, all of them averaged) a row.
+        counted_R: bool or float [R], the rows that count, or their weights; None counts all.
+
+    Returns:
+        A float scalar; 0 where no rank has a row that counts.
+    """
+    if counted_R is None:
+        counted_R = torch.ones(len(values_R), device=values_R.device, dtype=values_R.dtype)
+    per_row_R = values_R.flatten(1).mean(1) if values_R.ndim > 1 else values_R
+    weights_R = counted_R.to(per_row_R.dtype)
+    total = sum_over_ranks(weights_R.detach().sum())
+    return world() * (per_row_R * weights_R).sum() / torch.where(total > 0, total, 1)
+
+
 def max_over_ranks(value: int) -> int:
     """The largest of the ranks' values."""
     if world() == 1:

@@ -3,10 +3,13 @@
 Works under `deepspeed`, torchrun, Slurm variables set by either, or no launcher at all (one process).
 """
 
+import atexit
+import contextlib
 import logging
 import math
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ import deepspeed  # reads the variable above when imported
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
+LAST_SECONDS = 10.0
+"""Longest wait, at the end of a process, for threads that finish a collective."""
 
 
 class NonFinite(Stopped):
@@ -74,6 +79,7 @@ def start_process_group() -> torch.device:
         _leave_out_shared_memory_op()
         backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        atexit.register(_end_process_group)
         _share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
     if device.type == "cpu":
@@ -91,6 +97,7 @@ class Engine:
     """
 
     def __init__(self, task: Task, config: PretrainConfig) -> None:
+        self.task = task
         arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
@@ -119,6 +126,8 @@ class Engine:
             self._scale.update(moved)
         if not moved and (self._scale is None or self._scale.exhausted):
             raise NonFinite("the gradient is not finite; the optimizer has not moved")
+        if moved:
+            self.task.end()
         return stepped
 
     def _backward(self, loss: Tensor) -> None:
@@ -223,6 +232,31 @@ def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
     stacked = torch.stack([*values, values[0].new_tensor(float(stop))])
     *means, asked = (distributed.sum_over_ranks(stacked) / distributed.world()).tolist()  # host sync here
     return Stepped(dict(zip(losses, means, strict=True)), asked > 0)
+
+
+def _end_process_group() -> None:
+    """Ends the group while Python still runs, whatever ends the process.
+
+    A gloo thread lets go of its tensors a moment after their collective is done. For that it needs the interpreter, and
+    it aborts the process if that is going down by then. DeepSpeed keeps references to the group, so that destroying it
+    does not join the threads: they are waited for.
+    """
+    if dist.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    deadline, resting = time.monotonic() + LAST_SECONDS, 0
+    while resting < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)  # gives the interpreter to whoever waits for it
+        resting = resting + 1 if _gloo_rests() else 0
+
+
+def _gloo_rests() -> bool:
+    """Whether each thread that runs collectives sleeps; always true where the system does not tell."""
+    for thread in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            name, state = (thread / "stat").read_text().partition("(")[2].rsplit(") ", 1)
+            if "gloo" in name and not state.startswith("S"):
+                return False
+    return True
 
 
 def _free_port() -> int:

@@ -5,6 +5,7 @@ RUN/config.yaml  log.jsonl  tensorboard/  checkpoints/
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pretrain.checkpoint import LATEST, read_state
 from pretrain.config import PretrainConfig
@@ -72,7 +73,7 @@ def _check_checkpoint(newest: Path | None, world: int) -> None:
 
 def _check_same(before: PretrainConfig, now: PretrainConfig, out: Path) -> None:
     """A continued run may change its length and rhythm, nothing that decides the numbers."""
-    free = {"run"}
+    free: dict[str, Any] = {"run": True, "data": {"workers", "cache", "cache_gigabytes", "damage_budget"}}
     old, new = _flat(before.model_dump(exclude=free)), _flat(now.model_dump(exclude=free))
     old["run.seed"], new["run.seed"] = before.run.seed, now.run.seed
     if different := [name for name in new if old.get(name) != new[name]]:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from torch.utils.data import get_worker_info
-
 RESTART = os.EX_TEMPFAIL
 """Exit status 75, "temporary failure, try again": the same command with `run.resume=auto` continues the run."""
 
@@ -49,15 +47,10 @@ def listening() -> Iterator[Request]:
             signal.signal(number, handler or signal.SIG_DFL)  # None: one that Python did not set
 
 
-def spare_worker() -> None:
-    """In a data worker: outlive the first SIGTERM, since the last step still needs its data. Elsewhere nothing.
+def spare_worker(number: int) -> None:
+    """For data workers, when they start: outlive the first SIGTERM, since the last step still needs its data.
 
     torchrun and Slurm signal whole process groups, and torch's worker dies at once. A second SIGTERM ends it, so that
     its parent can still clean up.
     """
-    if get_worker_info() is not None and os.getpid() not in _spared:
-        _spared.add(os.getpid())
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
-
-
-_spared: set[int] = set()  # by process id: a fork inherits the set
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))

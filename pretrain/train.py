@@ -11,17 +11,19 @@ import torch
 from pretrain import distributed
 from pretrain.arrange import arrange
 from pretrain.checkpoint import Checkpoint, prune, restore, save_checkpoint
-from pretrain.config import PretrainConfig
-from pretrain.data.loader import Preparation, check_group
+from pretrain.config import DataConfig, PretrainConfig, WeightedShards
+from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, check_accelerator, start_process_group, world_from_environment
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.run import check_folder, newest_checkpoint, open_folder
-from pretrain.stop import Interrupted, listening
-from pretrain.task import Task, outline
+from pretrain.stop import Interrupted, listening, spare_worker
+from pretrain.task import OBJECTIVES, Task, outline
+from shards.cache import FileCache
 from shards.errors import UserError
 from shards.reader import ShardSet
+from shards.selection import Selected
 from shards.sources.base import Source
 from shards.stream import ShardStream
 
@@ -30,7 +32,7 @@ from shards.stream import ShardStream
 class Inputs:
     """What a run reads, checked before any process group starts or file is written."""
 
-    source: Source
+    sources: list[tuple[Source, float]]
     tokenizer: Tokenizer
 
 
@@ -48,19 +50,31 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
             f"`engine.accumulation` (={config.engine.accumulation}) must divide each rank's part of the global batch "
             f"(={config.data.global_batch // world})"
         )
-    if not any(vars(config.objectives).values()):
-        raise UserError("`objectives` names none: give at least one of itc, itm, mlm")
+    if not config.objectives.chosen:
+        raise UserError(f"`objectives` names none: give at least one of {', '.join(OBJECTIVES)}")
     if source is None and not config.data.shards:
         raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
-    source = ShardSet(Path(config.data.shards)) if source is None else source
-    if not len(source):
-        raise UserError(f"`source` (={source.name}) must hold at least one pair")
-    check_group(config.data.group_by, source[0])
+    weighted = _opened(config.data) if source is None else [(source, 1.0)]
+    for part, _ in weighted:
+        if not len(part):
+            raise UserError(f"`source` (={part.name}) must hold at least one pair")
     check_accelerator(config.engine)
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
+    for part, _ in weighted:
+        check_inputs(config, tokenizer, part[0])
     _check_task(config, len(tokenizer), initial)
     check_folder(config, world)
-    return Inputs(source, tokenizer)
+    return Inputs(list(weighted), tokenizer)
+
+
+def _opened(data: DataConfig) -> list[tuple[Source, float]]:
+    parts = [WeightedShards(place=data.shards)] if isinstance(data.shards, str) else data.shards
+    cache = FileCache(data.cache, int(data.cache_gigabytes * 1e9)) if data.cache else None
+    return [(_selected(ShardSet(part.place, cache), part.selection), part.weight) for part in parts]
+
+
+def _selected(shards: ShardSet, selection: str | None) -> Source:
+    return shards if selection is None else Selected(shards, selection)
 
 
 def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | None) -> None:
@@ -111,6 +125,8 @@ def load_initial(task: Task, initial: Checkpoint) -> None:
     """Copies the model and every head that both have."""
     known = initial.task.state_dict()
     task.load_state_dict({k: v for k, v in known.items() if k in task.state_dict()}, strict=False)
+    if initial.task.momentum is None:
+        task.start_momentum()
 
 
 def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device) -> Path:
@@ -126,6 +142,7 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
             batch = next(batches)
             waited = time.monotonic() - before
             lr = learning_rate(step, run.steps, config.optim)
+            engine.task.begin(run.seed, step)
             stepped = engine.step(batch.to(device), lr, stop=request.asked)
             done, last = step + 1, step + 1 == run.steps
             metrics.add(stepped.losses, batch_size, waited)
@@ -146,9 +163,9 @@ def _leave(done: int, steps: int) -> NoReturn:
 
 
 def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
-    preparation = Preparation(config, inputs.tokenizer)
+    preparation = Preparation(config, inputs.tokenizer, [source for source, _ in inputs.sources])
     return ShardStream(
-        inputs.source,
+        [*inputs.sources],
         config.data.global_batch,
         rank=distributed.rank(),
         world=distributed.world(),
@@ -156,6 +173,8 @@ def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
         seed=config.run.seed,
         transform=preparation.transform,
         collate=preparation.collate,
+        damage_budget=config.data.damage_budget,
+        worker_init=spare_worker,
     )
 
 

@@ -20,3 +20,7 @@ class Stopped(RuntimeError):
 
 class DamagedSample(Stopped):
     """The bytes of one sample cannot be read or do not match their checksum."""
+
+
+class FilteredSample(Stopped):
+    """A rule of the reader's leaves this sample out; the message names the rule. No damage: no budget counts it."""

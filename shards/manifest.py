@@ -9,6 +9,7 @@
     json_offset      int64    first byte of the record;  json_size, json_crc32 likewise
     features_offset  int64    first byte of the region features;  features_size, features_crc32 likewise; null where
                               the sample has none; probabilities_* likewise; older indices lack these columns
+    txt_offset       int64    first byte of the text of a foreign tar;  txt_size, txt_crc32 likewise; else null
     width, height    int32    of the image as stored (EXIF orientation not applied)
     caption_words    list     number of words of each caption
 """
@@ -16,6 +17,7 @@
 import hashlib
 import json
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from shards.errors import UserError
 from shards.sample import ARRAYS, SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+REJECTED = "rejected.parquet"
+"""Beside the manifest of a filtered build: `index` in the source and `reason` of each sample that was rejected."""
 INDEX_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -39,7 +43,7 @@ INDEX_SCHEMA = pa.schema(
         ("json_crc32", pa.uint32()),
         *(
             (f"{name}_{column}", kind)
-            for name in ARRAYS
+            for name in (*ARRAYS, "txt")
             for column, kind in (("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32()))
         ),
         ("width", pa.int32()),
@@ -70,7 +74,8 @@ class ShardEntry(_Frozen):
 class BuildPlan(_Frozen):
     """Everything that decides the bytes of a build; a build goes on only under an equal plan.
 
-    `settings` are the source's options as the user gave them: for people, the fingerprint covers them.
+    `samples` are those of the source, before the filters. `settings` are the source's options as the user gave them:
+    for people, the fingerprint covers them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -79,6 +84,7 @@ class BuildPlan(_Frozen):
     samples: int
     samples_per_shard: int
     settings: dict[str, Any] = {}
+    filters: dict[str, Any] = {}
 
     @property
     def digest(self) -> str:
@@ -97,16 +103,62 @@ class BuildPlan(_Frozen):
         """Settings first: they say more than a fingerprint."""
         return {
             **self.settings,
-            **self.model_dump(exclude={"settings", "fingerprint"}),
+            **{f"filters.{name}": value for name, value in self.filters.items()},
+            **self.model_dump(exclude={"settings", "filters", "fingerprint"}),
             "fingerprint": self.fingerprint,
         }
 
 
+class Foreign(_Frozen):
+    """Marks tars of another tool's making; captions come from this field of the JSON, or from .txt, else `caption`."""
+
+    caption_field: str | None = None
+
+
+class FilterReport(_Frozen):
+    """What became of every sample and caption: read = kept + all rejected.
+
+    Attributes:
+        rejected: Samples by reason.
+        captions_dropped: Captions by reason, of all samples, the rejected ones included.
+        unscored: Samples that lack the number that a filter looks at, and passed it, by filter.
+        rejections_sha256: Of `rejected.parquet`, which names each rejected sample.
+    """
+
+    read: int
+    kept: int
+    rejected: dict[str, int]
+    captions_read: int
+    captions_dropped: dict[str, int]
+    unscored: dict[str, int]
+    rejections_sha256: str = ""
+
+    def lines(self) -> list[str]:
+        """For people: one line for samples, one for captions where any were dropped."""
+        lines = [f"{self.read} samples read, {self.kept} kept{_listed(self.rejected)}"]
+        if self.captions_dropped:
+            kept = self.captions_read - sum(self.captions_dropped.values())
+            lines.append(f"{self.captions_read} captions read, {kept} kept{_listed(self.captions_dropped)}")
+        lines += [f"{count} samples have no number for {name}, and passed it" for name, count in self.unscored.items()]
+        return lines
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return "".join(f", {count} rejected by {name}" for name, count in counts.items())
+
+
 class Manifest(_Frozen):
-    """The whole of a finished build."""
+    """The whole of a finished build.
+
+    Attributes:
+        filtered: What the filters, or the reading of foreign tars, kept and rejected.
+        foreign: Given where `shards manifest` indexed tars that `shards build` did not write.
+    """
 
     plan: BuildPlan
     shards: tuple[ShardEntry, ...]
+    filtered: FilterReport | None = None
+    foreign: Foreign | None = None
 
     @property
     def samples(self) -> int:
@@ -147,14 +199,27 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"`shards` (={folder}) has no {MANIFEST}: run `shards build`, or finish it with --resume")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = decode_manifest(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"`shards` (={folder}) has a damaged {MANIFEST}: {error}") from None
+    check_version(manifest, path)
+    return manifest
+
+
+def decode_manifest(content: bytes) -> Manifest:
+    """Raises ValueError, in a few words, where the bytes are no manifest."""
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         reason = error.errors()[0]
         place = ".".join(str(part) for part in reason["loc"])
-        raise UserError(f"`shards` (={folder}) has a damaged {MANIFEST}: {place} {reason['msg'].lower()}") from None
+        raise ValueError(f"{place} {reason['msg'].lower()}") from None
+
+
+def check_version(manifest: Manifest, path: object) -> None:
+    """Raises UserError where this version of the software cannot read the shards."""
     if manifest.plan.schema_version != SCHEMA_VERSION:
         raise UserError(f"`schema_version` (={manifest.plan.schema_version}) of {path} must be {SCHEMA_VERSION}")
-    return manifest
 
 
 def index_bytes(rows: list[dict[str, Any]], proof: dict[str, str]) -> bytes:
@@ -165,8 +230,8 @@ def index_bytes(rows: list[dict[str, Any]], proof: dict[str, str]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_index(path: Path) -> pa.Table:
+def read_index(file: Path | BytesIO) -> pa.Table:
     """Reads one index. Raises OSError or `pyarrow.ArrowInvalid` where it is missing or damaged."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with pq.ParquetFile(file, pre_buffer=False) as index:
         # No threads: the reader runs in forked workers, where a parent's thread pool is not alive.
-        return file.read(use_threads=False)
+        return index.read(use_threads=False)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,16 @@ def replace_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: the folder cannot take the bytes (full, read-only, not permitted).
     """
+    try:
+        with replaced(path) as file:
+            yield file
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from error
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """`replace_atomically` for those who know what to do about an OSError."""
     temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
         with open(temporary, "wb") as file:
@@ -30,9 +41,6 @@ def replace_atomically(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_path(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _cannot_write(path.parent, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -83,3 +91,49 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replace_folder_atomically(path: Path, overwrite: bool = False, mark: str = "") -> Iterator[Path]:
+    """Yields an empty folder that takes the name `path` when the block ends well, and is removed when it does not.
+
+    Until then it is `.NAME.partial` beside it. Files and entries are on disk on return. An earlier folder stays until
+    the new one is whole; two renames replace it.
+
+    Args:
+        overwrite: Whether a folder at `path` may be replaced.
+        mark: A file that an earlier folder must hold to be replaced: others are not ours to delete.
+
+    Raises:
+        UserError: `path` exists and may not be replaced, another process is writing it, or the disk cannot take it.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"`out` (={path}) must not exist yet; replace it with --overwrite")
+    if path.exists() and not (path / mark).is_file():
+        raise UserError(f"`out` (={path}) holds no {mark}, so it is not replaced")
+    temporary, old = path.with_name(f".{path.name}{PARTIAL}"), path.with_name(f".{path.name}.old")
+    with locked_folder(temporary):
+        try:
+            _empty(temporary)
+            yield temporary
+            for file in temporary.rglob("*"):
+                sync_path(file)
+            sync_path(temporary)
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                os.rename(path, old)
+            os.rename(temporary, path)
+            sync_path(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise _cannot_write(path.parent, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

@@ -1,80 +1,65 @@
 """The resumable reader: this rank's part of each global batch, in an order that depends on data and seed alone.
 
-Global batch b covers positions [b * G, (b + 1) * G) of the endless sequence in `shards.order`; rank r of W takes the
+    sources, weights -> Mixture (position -> sample) -> PartReader, in workers -> this rank's part of global batch b
+
+Global batch b covers positions [b * G, (b + 1) * G) of the endless sequence in `shards.mixture`; rank r of W takes the
 r-th of W equal contiguous parts. A batch may straddle two epochs, so every sample is used exactly once per epoch and
-every batch is full. Leaves out: weighted mixtures, remote storage.
+every batch is full. A quarantined batch is passed over by all ranks: its number is not used again.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from shards.errors import DamagedSample, UserError
-from shards.order import Order
+from shards.mixture import Mixture, difference
+from shards.parts import Counts, Damage, Part, PartReader, StreamedSample
 from shards.reader import ShardSet
-from shards.sample import Identity, Sample
 from shards.sources.base import Source
 
+__all__ = ["Counts", "Damage", "ShardStream", "StreamedSample"]
+
 ItemT = TypeVar("ItemT")
-MAX_SUBSTITUTES = 100
-
-
-@dataclass(frozen=True, slots=True)
-class StreamedSample:
-    """One sample as the stream hands it out.
-
-    Attributes:
-        position: Its place in the endless sequence; with `seed` it decides every random draw made for this sample.
-    """
-
-    identity: Identity
-    sample: Sample
-    epoch: int
-    position: int
-    seed: int
-
-    def rng(self) -> np.random.Generator:
-        """A fresh generator that depends on (seed, position) alone, whatever the rank, worker or restart."""
-        return np.random.Generator(np.random.Philox(key=np.array([self.seed, self.position], dtype=np.uint64)))
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A ledger entry: the sample due at `position` could not be used, and the next one took its place."""
-
-    position: int
-    index: int
-    shard: str
-    ordinal: int
-    reason: str
+Place = str | Path | Source
+Sources = Place | list[tuple[Place, float]]
 
 
 class ShardStream(Generic[ItemT]):
     """Iterates over this rank's part of the global batches of the current epoch; iterating again goes on with the next.
 
     Args:
-        sources: A folder that `shards build` finished, or any `Source`.
+        sources: A folder that `shards build` finished, any `Source`, or a list of (one of these, weight): each gives
+            its weight's share of the samples, evenly spread, and starts again when it is used up.
         global_batch: Samples per step over all ranks.
         workers: Processes that read ahead; 0 reads in this one. The result does not depend on it.
-        transform: Makes an item of a `StreamedSample`, in the worker; may raise DamagedSample.
+        transform: Makes an item of a `StreamedSample`, in the worker; may raise DamagedSample, or FilteredSample
+            where a rule leaves the sample out.
         collate: Makes a batch of a list of items, in the worker.
-        damage_budget: Largest fraction of the corpus that may be damaged before the stream stops.
+        damage_budget: Largest fraction of this rank's share of an epoch that may be damaged before the stream stops;
+            counted anew in each epoch and after a restart.
+        damaged_in_a_row: So many damaged samples without a sound one between them stop the stream, too.
+        quarantine: Numbers of global batches to pass over.
+        prefetch: Parts that each worker reads ahead.
+        worker_init: Called with the worker's number when it starts.
+
+    Attributes:
+        ledger: What was damaged, on this rank since the start.
+        counts: What became of every sample that was read, on this rank since the start.
 
     Yields lists of `StreamedSample` where neither `transform` nor `collate` is given.
 
     Raises:
-        UserError: sizes that do not divide, a folder that is no shard set.
-        DamagedSample: while iterating, when more of the corpus is damaged than the budget allows.
+        UserError: sizes that do not divide, a folder that is no shard set, a weight that is not positive.
+        DamagedSample: while iterating, when more is damaged than the budget allows.
     """
 
     def __init__(
         self,
-        sources: str | Path | Source,
+        sources: Sources,
         global_batch: int,
         *,
         rank: int = 0,
@@ -84,140 +69,165 @@ class ShardStream(Generic[ItemT]):
         transform: Callable[[StreamedSample], Any] | None = None,
         collate: Callable[[list[Any]], ItemT] | None = None,
         damage_budget: float = 0.01,
+        damaged_in_a_row: int = 32,
+        quarantine: Iterable[int] = (),
+        prefetch: int = 2,
+        worker_init: Callable[[int], None] | None = None,
     ) -> None:
         _check_sizes(global_batch, rank, world, workers, seed)
-        self.source: Source = ShardSet(sources) if isinstance(sources, str | Path) else sources
-        if not len(self.source):
-            raise UserError(f"`sources` (={self.source.name}) must hold at least one sample")
-        self.global_batch, self.rank, self.world, self.workers = global_batch, rank, world, workers
-        self.seed, self.damage_budget = seed, damage_budget
-        self.fingerprint = self.source.fingerprint()
-        sizes = self.source.shard_sizes if isinstance(self.source, ShardSet) else [len(self.source)]
-        self.order = Order(sizes, seed, self.fingerprint)
+        _check_limits(damage_budget, damaged_in_a_row, prefetch)
+        weighted = sources if isinstance(sources, list) else [(sources, 1.0)]
+        self.mixture = Mixture([(_opened(place), weight) for place, weight in weighted], seed)
+        self.global_batch, self.workers, self.seed = global_batch, workers, seed
+        self.prefetch, self.worker_init = prefetch, worker_init
         self.ledger: list[Damage] = []
-        self._damaged: set[int] = set()
-        self._parts = _Parts(self.source, self.order, global_batch, rank, world, seed, transform, collate)
+        self.counts = Counts()
+        self._budget = _Budget(damage_budget, -(-self.mixture.samples // world))
+        self._parts = PartReader(self.mixture, global_batch, rank, world, seed, transform, collate, damaged_in_a_row)
         self._next = 0
+        self._quarantined: set[int] = set()
+        for number in quarantine:
+            self.quarantine(number)
 
     @property
     def position(self) -> int:
-        """Samples handed out so far over all ranks."""
+        """The place in the sequence, over all ranks, that the next batch begins at, or a quarantined one before it."""
         return self._next * self.global_batch
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next batch begins in."""
-        return self.order.epoch(self.position)
+        """The epoch that `position` falls in; a mixture's is as many positions as its sources have samples."""
+        return self.position // self.mixture.samples
+
+    @property
+    def number(self) -> int:
+        """The number of the global batch that was handed out last: what to quarantine if it does harm.
+
+        -1 before the first.
+        """
+        return self._next - 1
+
+    def quarantine(self, number: int) -> None:
+        """Passes over global batch `number` from the next call of `batches` on. All ranks must be told the same.
+
+        The batch keeps its number and positions, so nothing else of the sequence moves.
+
+        Raises:
+            UserError: a negative number.
+        """
+        if number < 0:
+            raise UserError(f"`quarantine` (={number}) must be at least 0")
+        self._quarantined.add(number)
 
     def __len__(self) -> int:
         """Batches left in the current epoch."""
-        return -(-(self.epoch + 1) * self.order.samples // self.global_batch) - self._next
+        end = -(-(self.epoch + 1) * self.mixture.samples // self.global_batch)
+        return end - self._next - sum(self._next <= number < end for number in self._quarantined)
 
     def __iter__(self) -> Iterator[ItemT]:
         return self.batches(len(self))
 
     def batches(self, count: int | None = None) -> Iterator[ItemT]:
         """The next `count` batches across epochs; None never ends."""
-        steps = range(self._next, 2**62 if count is None else self._next + count)
-        for step, (batch, damages) in zip(steps, self._read(steps), strict=True):
-            self._record(damages)
+        numbers = _Numbers(self._next, count, frozenset(self._quarantined))
+        for number, part in zip(numbers, self._read(numbers), strict=True):
+            self._account(number, part)
             # Counted before it is handed over: the consumer that holds batch b saves a state that goes on with b + 1.
-            self._next = step + 1
-            yield batch
+            self._next = number + 1
+            yield part.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the consumer is, O(1) in the size of the data; batches read ahead do not count."""
-        return {"position": self.position, **self._conditions()}
+        """Where the consumer is, O(1) in the size of the data; batches read ahead do not count. JSON values."""
+        return {
+            "position": self.position,
+            "quarantine": sorted(self._quarantined),
+            "seed": self.seed,
+            "global_batch": self.global_batch,
+            "sources": self.mixture.describe(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`, at any world size and number of workers.
+        """Goes on from `state`, at any world size and number of workers. Batches quarantined in either stay so.
 
         Raises:
-            UserError: a state of other data, another seed or another global batch, whose sequence is a different one.
+            UserError: a state of other data or weights, another seed or global batch, whose sequence is another one.
         """
-        for name, value in self._conditions().items():
+        for name, value in (("seed", self.seed), ("global_batch", self.global_batch)):
             if state.get(name) != value:
                 raise UserError(f"`{name}` (={value}) must be {state.get(name)}, as in the saved stream state")
+        if changed := difference(self.mixture.describe(), state.get("sources", [])):
+            raise UserError(f"{changed}, as in the saved stream state")
         self._next = int(state["position"]) // self.global_batch
+        self._quarantined.update(state["quarantine"])
 
-    def _conditions(self) -> dict[str, Any]:
-        return {"seed": self.seed, "global_batch": self.global_batch, "fingerprint": self.fingerprint}
-
-    def _read(self, steps: range) -> Iterator[tuple[ItemT, list[Damage]]]:
+    def _read(self, numbers: "_Numbers") -> Iterator[Part]:
         if not self.workers:
-            return (self._parts[step] for step in steps)
+            return (self._parts[number] for number in numbers)
         return iter(
             DataLoader(
                 self._parts,
                 batch_size=None,  # One "sample" of the loader is one part of a batch; it keeps their order.
-                sampler=steps,
+                sampler=numbers,
                 num_workers=self.workers,
                 collate_fn=_unchanged,  # The default turns arrays into tensors and tuples into lists.
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # Without one, starting workers would move the trainer's own.
+                prefetch_factor=self.prefetch,
+                worker_init_fn=self.worker_init,
             )
         )
 
-    def _record(self, damages: list[Damage]) -> None:
-        self.ledger.extend(damages)
-        self._damaged.update(damage.index for damage in damages)
-        if damages and len(self._damaged) > self.damage_budget * self.order.samples:
+    def _account(self, number: int, part: Part) -> None:
+        self.ledger.extend(part.damages)
+        self.counts.add(part.counts)
+        if part.stop:
+            raise DamagedSample(part.stop)
+        self._budget.spend(number * self.global_batch // self.mixture.samples, part.damages)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers of the next `count` global batches, or of all, without the quarantined ones."""
+
+    start: int
+    count: int | None
+    skipped: frozenset[int]
+
+    def __iter__(self) -> Iterator[int]:
+        number, left = self.start, self.count
+        while left is None or left > 0:
+            if number not in self.skipped:
+                yield number
+                left = None if left is None else left - 1
+            number += 1
+
+
+class _Budget:
+    """How much of this rank's share of an epoch may be damaged."""
+
+    def __init__(self, fraction: float, share: int) -> None:
+        self.fraction, self.share = fraction, share
+        self.epoch = -1
+        self.damaged: set[tuple[str, int]] = set()
+
+    def spend(self, epoch: int, damages: list[Damage]) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.damaged = epoch, set()
+        self.damaged.update((damage.source, damage.index) for damage in damages)
+        if damages and len(self.damaged) > self.fraction * self.share:
             last = damages[-1]
             raise DamagedSample(
-                f"{len(self._damaged)} of {self.order.samples} samples are damaged, more than `damage_budget` "
-                f"(={self.damage_budget}) allows; the last is sample {last.ordinal} of {last.shard}: {last.reason}"
+                f"{len(self.damaged)} of {self.share} samples are damaged, more than `damage_budget` "
+                f"(={self.fraction}) allows; the last is sample {last.ordinal} of {last.shard}: {last.reason}"
             )
 
 
-class _Parts(Dataset[Any]):
-    """Batch number -> this rank's part of it: all that a worker needs, and nothing that changes."""
-
-    def __init__(
-        self,
-        source: Source,
-        order: Order,
-        global_batch: int,
-        rank: int,
-        world: int,
-        seed: int,
-        transform: Callable[[StreamedSample], Any] | None,
-        collate: Callable[[list[Any]], Any] | None,
-    ) -> None:
-        self.source, self.order, self.seed = source, order, seed
-        self.global_batch, self.size = global_batch, global_batch // world
-        self.offset = rank * self.size
-        self.transform, self.collate = transform, collate
-
-    def __getitem__(self, step: int) -> tuple[Any, list[Damage]]:
-        start = step * self.global_batch + self.offset
-        positions = range(start, start + self.size)
-        damages: list[Damage] = []
-        indices = self.order.indices(positions).tolist()
-        items = [self._item(position, index, damages) for position, index in zip(positions, indices, strict=True)]
-        return self.collate(items) if self.collate else items, damages
-
-    def _item(self, position: int, index: int, damages: list[Damage]) -> Any:
-        """The item due at `position`, or the one of the nearest later position of the epoch whose sample is sound."""
-        epoch, offset = divmod(position, self.order.samples)
-        for attempt in range(min(MAX_SUBSTITUTES, self.order.samples)):
-            if attempt:
-                other = epoch * self.order.samples + (offset + attempt) % self.order.samples
-                index = int(self.order.indices(range(other, other + 1))[0])
-            try:
-                item = StreamedSample(self.source.identity(index), self.source[index], epoch, position, self.seed)
-                return self.transform(item) if self.transform else item
-            except DamagedSample as error:
-                shard, ordinal = _place(self.source, index)
-                damages.append(Damage(position, index, shard, ordinal, str(error)))
-        raise DamagedSample(f"{len(damages)} samples in a row are damaged; the last: {damages[-1].reason}")
+def _opened(place: Place) -> Source:
+    return ShardSet(place) if isinstance(place, str | Path) else place
 
 
-def _unchanged(part: ItemT) -> ItemT:
+def _unchanged(part: Any) -> Any:
     return part
-
-
-def _place(source: Source, index: int) -> tuple[str, int]:
-    return source.place(index) if isinstance(source, ShardSet) else (source.name, index)
 
 
 def _check_sizes(global_batch: int, rank: int, world: int, workers: int, seed: int) -> None:
@@ -231,3 +241,12 @@ def _check_sizes(global_batch: int, rank: int, world: int, workers: int, seed: i
         raise UserError(f"`workers` (={workers}) must be at least 0")
     if not 0 <= seed < 2**64:
         raise UserError(f"`seed` (={seed}) must be at least 0 and less than 2**64")
+
+
+def _check_limits(damage_budget: float, damaged_in_a_row: int, prefetch: int) -> None:
+    if not 0 <= damage_budget <= 1:
+        raise UserError(f"`damage_budget` (={damage_budget}) must be between 0 and 1")
+    if damaged_in_a_row < 1:
+        raise UserError(f"`damaged_in_a_row` (={damaged_in_a_row}) must be at least 1")
+    if prefetch < 1:
+        raise UserError(f"`prefetch` (={prefetch}) must be at least 1")

@@ -17,7 +17,8 @@ import pyarrow as pa
 from shards.console import Progress
 from shards.decode import image_size
 from shards.errors import DamagedSample
-from shards.manifest import ShardEntry, read_index, read_manifest
+from shards.foreign import foreign_captions
+from shards.manifest import REJECTED, Foreign, Manifest, ShardEntry, read_index, read_manifest
 from shards.sample import ARRAYS, array_fault, array_from_bytes
 
 BLOCK = 512
@@ -74,16 +75,28 @@ def verify(folder: Path, progress: Progress | None = None) -> VerifyReport:
     manifest = read_manifest(folder)
     findings: list[Finding] = []
     for entry in manifest.shards:
-        findings += _check_shard(folder, entry)
+        findings += _check_shard(folder, entry, manifest.foreign)
         if progress:
             progress.advance(entry.samples)
     known = {entry.name for entry in manifest.shards}
     extra = sorted(path.name for path in folder.glob("*.tar") if path.name not in known)
     findings += [Finding(name, "", "the manifest does not name it") for name in extra]
+    findings += _check_rejections(folder, manifest)
     return VerifyReport(str(folder), len(manifest.shards), manifest.samples, manifest.bytes, tuple(findings))
 
 
-def _check_shard(folder: Path, entry: ShardEntry) -> list[Finding]:
+def _check_rejections(folder: Path, manifest: Manifest) -> list[Finding]:
+    expected = manifest.filtered.rejections_sha256 if manifest.filtered else ""
+    if not expected:
+        return []
+    path = folder / REJECTED
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected:
+        return []
+    state = "does not match its sha256" if path.is_file() else "is missing"
+    return [Finding(REJECTED, "", f"the list of rejected samples {state}")]
+
+
+def _check_shard(folder: Path, entry: ShardEntry, foreign: Foreign | None) -> list[Finding]:
     everything = tuple(range(entry.samples))
     index = folder / entry.index_name
     tar = folder / entry.name
@@ -93,9 +106,10 @@ def _check_shard(folder: Path, entry: ShardEntry) -> list[Finding]:
         whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
     fault = _index_fault(index, entry)
     if fault:
-        state = "is sound: `shards build --resume` restores the index" if whole else "does not match its sha256 either"
+        again = "shards manifest --overwrite" if foreign else "shards build --resume"
+        state = f"is sound: `{again}` restores the index" if whole else "does not match its sha256 either"
         return [Finding(entry.name, "", f"{fault}; the tar {state}", everything)]
-    return _check_contents(tar, entry, _rows(index), whole)
+    return _check_contents(tar, entry, _rows(index), whole, foreign)
 
 
 def _index_fault(index: Path, entry: ShardEntry) -> str:
@@ -105,7 +119,9 @@ def _index_fault(index: Path, entry: ShardEntry) -> str:
     return "" if matches else f"its index {index.name} does not match its sha256"
 
 
-def _check_contents(tar: Path, entry: ShardEntry, rows: list[dict[str, Any]], whole: bool) -> list[Finding]:
+def _check_contents(
+    tar: Path, entry: ShardEntry, rows: list[dict[str, Any]], whole: bool, foreign: Foreign | None
+) -> list[Finding]:
     """Also done where the digests match: they prove that nothing changed, not that it was right."""
     findings = []
     if not whole:
@@ -113,15 +129,18 @@ def _check_contents(tar: Path, entry: ShardEntry, rows: list[dict[str, Any]], wh
     with tar.open("rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if tar.stat().st_size else b""
         for ordinal, row in enumerate(rows):
-            findings += _check_sample(entry.name, ordinal, row, view)
-        findings += _check_walk(entry.name, rows, view)
+            findings += _check_sample(entry.name, ordinal, row, view, foreign)
+        if not foreign:  # What is wrong with the headers of others, `shards manifest` said.
+            findings += _check_walk(entry.name, rows, view)
         if isinstance(view, mmap.mmap):
             view.close()
     return findings
 
 
-def _check_sample(shard: str, ordinal: int, row: dict[str, Any], view: "mmap.mmap | bytes") -> Iterator[Finding]:
-    regions = 0
+def _check_sample(
+    shard: str, ordinal: int, row: dict[str, Any], view: "mmap.mmap | bytes", foreign: Foreign | None
+) -> Iterator[Finding]:
+    contents: dict[str, bytes] = {}
     for field, extension in _indexed(row).items():
         offset, size = row[f"{field}_offset"], row[f"{field}_size"]
         content = bytes(view[offset : offset + size])
@@ -131,34 +150,46 @@ def _check_sample(shard: str, ordinal: int, row: dict[str, Any], view: "mmap.mma
         elif zlib.crc32(content) != row[f"{field}_crc32"]:
             reason = "its bytes do not match their crc32"
         else:
-            reason = _wrong_content(field, content, row, regions)
-            regions = _regions(content) if field == "json" and not reason else regions
+            contents[field] = content
+            reason = _wrong_content(field, contents, row, foreign)
         if reason:
             yield Finding(shard, f"{row['key']}.{extension}", reason, (ordinal,))
 
 
 def _indexed(row: dict[str, Any]) -> dict[str, str]:
     """The members of one sample that the index has the place of -> what follows the key in their names, in order."""
-    extensions = {"image": row["extension"], "json": "json", **{name: f"{name}.npy" for name in ARRAYS}}
+    extensions = {"image": row["extension"], "json": "json", **{name: f"{name}.npy" for name in ARRAYS}, "txt": "txt"}
     return {field: name for field, name in extensions.items() if row.get(f"{field}_offset") is not None}
 
 
-def _wrong_content(field: str, content: bytes, row: dict[str, Any], regions: int) -> str:
+def _wrong_content(field: str, contents: dict[str, bytes], row: dict[str, Any], foreign: Foreign | None) -> str:
+    """What is wrong with the member `field`, whose checksum is right; `contents` are the members so far."""
     if field == "image":
-        return _wrong_image(content, row)
-    return _wrong_record(content, row) if field == "json" else _wrong_array(content, regions)
+        return _wrong_image(contents["image"], row)
+    if foreign:
+        # The captions may come from either member: looked at with the last of them.
+        last = "txt" if row.get("txt_offset") is not None else "json"
+        return _wrong_foreign(contents, row, foreign) if field == last else ""
+    return _wrong_record(contents["json"], row) if field == "json" else _wrong_array(contents[field], contents)
 
 
-def _regions(record: bytes) -> int:
-    return len(json.loads(record).get("regions", ()))
-
-
-def _wrong_array(content: bytes, regions: int) -> str:
+def _wrong_array(content: bytes, contents: dict[str, bytes]) -> str:
     try:
-        fault = array_fault(array_from_bytes(content), regions)
-    except ValueError as error:
+        array = array_from_bytes(content)
+        record = json.loads(contents["json"]) if "json" in contents else {"regions": array}
+        fault = array_fault(array, len(record["regions"]))
+    except (ValueError, KeyError, TypeError) as error:
         return str(error)
     return fault and f"the array {fault}"
+
+
+def _wrong_foreign(contents: dict[str, bytes], row: dict[str, Any], foreign: Foreign) -> str:
+    try:
+        captions = foreign_captions(contents.get("json"), contents.get("txt"), foreign.caption_field)
+    except ValueError:
+        return "it is no text"
+    same = [len(caption.split()) for caption in captions] == row["caption_words"]
+    return "" if same else "its captions are not those of the index"
 
 
 def _wrong_image(content: bytes, row: dict[str, Any]) -> str:

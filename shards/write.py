@@ -1,27 +1,31 @@
-"""A source -> shards. Whole or not at all, resumable, and byte-identical however often it is repeated.
+"""A source -> shards. Whole or not at all, resumable, and byte-identical however often it is repeated, by whom.
+
+    source -> scan (with filters: which samples are kept) -> a job for each shard -> tars, indices -> manifest
 
 Order of appearance in the folder: `.build.json` (the plan), then for each shard its tar and its index, then
 `manifest.json`, which makes the build finished. A shard counts as done when its index exists and names the digests
-of the tar and of the plan.
+of the tar and of the plan. Memory does not grow with the number of samples that were written.
 """
 
 import hashlib
-import tarfile
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from shards.console import Progress
-from shards.decode import image_size
 from shards.errors import DamagedSample, UserError
+from shards.executors import Executor
+from shards.filters import Filters
+from shards.keys import repeated_key
 from shards.manifest import (
     INDEX_SCHEMA,
     MANIFEST,
+    REJECTED,
     BuildPlan,
+    FilterReport,
     Manifest,
     ShardEntry,
     index_bytes,
@@ -30,12 +34,14 @@ from shards.manifest import (
     shard_name,
     to_json,
 )
-from shards.sample import IMAGE_EXTENSIONS, Sample, array_bytes, array_fault, record_json
+from shards.sample import IMAGE_EXTENSIONS, Sample, array_fault
+from shards.scan import FilteredSource, forget_scan, scan
 from shards.sources.base import Source
 from shards.storage import PARTIAL, locked_folder, replace_atomically, write_atomically
+from shards.tar_writer import TarWriter
 
 PLAN = ".build.json"
-BLOCK = 512
+SCAN = ".scan"
 Existing = Literal["refuse", "resume", "overwrite"]
 
 
@@ -46,6 +52,8 @@ def build_shards(
     samples_per_shard: int = 1000,
     existing: Existing = "refuse",
     settings: Mapping[str, Any] | None = None,
+    filters: Filters | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Packs `source` into shards under `out`.
@@ -54,10 +62,14 @@ def build_shards(
         existing: What to do with a finished or unfinished build in `out`: refuse it, go on with it (finished shards are
             checked and kept), or delete its files first. Folders that hold anything else are always refused.
         settings: The source's options, kept in the manifest for people to read.
-        progress: Advanced by the samples of each finished shard's part.
+        filters: Which samples and captions to keep; the counts stand in the manifest, the names in `rejected.parquet`.
+        executor: Who does it; the bytes do not depend on it.
+        progress: Advanced by the samples of each finished part, in the scan and again in the writing.
 
     Raises:
-        UserError: a folder that may not be used or written, an empty source, a damaged image, a key twice or too long.
+        UserError: a folder that may not be used or written, an empty source, filters that keep nothing, a damaged image
+            that no filter takes care of, a key twice or too long.
+        Stopped: a worker died.
     """
     if samples_per_shard < 1:
         raise UserError(f"`samples_per_shard` (={samples_per_shard}) must be at least 1")
@@ -69,16 +81,48 @@ def build_shards(
         samples=len(source),
         samples_per_shard=samples_per_shard,
         settings=dict(settings or {}),
+        filters=filters.settings if filters else {},
     )
     _check_folder(out, plan, existing)
     with locked_folder(out):
         write_atomically(out / PLAN, to_json(plan))
         if existing == "overwrite":
             _remove_shards(out)
-        manifest = Manifest(plan=plan, shards=_write_shards(source, out, plan, progress))
-        write_atomically(out / MANIFEST, to_json(manifest))
-        (out / PLAN).unlink()
+        return _build(source, out, plan, filters, executor or Executor(), progress)
+
+
+def _build(
+    source: Source, out: Path, plan: BuildPlan, filters: Filters | None, executor: Executor, progress: Progress | None
+) -> Manifest:
+    report = None
+    if filters and plan.filters:
+        source, report = _filtered(source, out, plan, filters, executor, progress)
+    shards = _write_shards(source, out, plan, executor, progress)
+    indices = [out / shard.index_name for shard in shards]
+    if key := repeated_key(indices, len(source)):
+        raise UserError(f"`key` (={key}) must be unique, but two samples of `{source.name}` have it")
+    manifest = Manifest(plan=plan, shards=shards, filtered=report)
+    write_atomically(out / MANIFEST, to_json(manifest))
+    (out / PLAN).unlink()
+    forget_scan(out / SCAN)
     return manifest
+
+
+def _filtered(
+    source: Source, out: Path, plan: BuildPlan, filters: Filters, executor: Executor, progress: Progress | None
+) -> tuple[Source, FilterReport]:
+    """What the filters keep. Finished parts of the scan lie under the plan's digest: no other build takes them."""
+    store = out / SCAN / plan.digest
+    store.mkdir(parents=True, exist_ok=True)
+    selection = scan(source, filters, executor, store, progress)
+    if not len(selection.kept):
+        raise UserError(f"the filters must keep at least one sample: {'; '.join(selection.report.lines())}")
+    if progress:
+        progress.advance(selection.report.read - selection.report.kept)  # These need no writing.
+    rejections = selection.rejections()
+    write_atomically(out / REJECTED, rejections)
+    report = selection.report.model_copy(update={"rejections_sha256": hashlib.sha256(rejections).hexdigest()})
+    return FilteredSource(source, selection, filters), report
 
 
 def _check_folder(out: Path, plan: BuildPlan, existing: Existing) -> None:
@@ -107,28 +151,33 @@ def _plan_in(out: Path) -> BuildPlan | None:
 
 def _remove_shards(out: Path) -> None:
     """Deletes what an earlier build wrote, the commit point first; other files stay."""
-    for pattern in (MANIFEST, "shard-[0-9]*.index.parquet", "shard-[0-9]*.tar", f".shard-*{PARTIAL}"):
+    for pattern in (MANIFEST, REJECTED, "shard-[0-9]*.index.parquet", "shard-[0-9]*.tar", f".shard-*{PARTIAL}"):
         for path in sorted(out.glob(pattern)):
             path.unlink()
+    forget_scan(out / SCAN)
 
 
-def _write_shards(source: Source, out: Path, plan: BuildPlan, progress: Progress | None) -> tuple[ShardEntry, ...]:
-    entries: list[ShardEntry] = []
-    keys: set[str] = set()
-    for number, start in enumerate(range(0, plan.samples, plan.samples_per_shard)):
-        indices = range(start, min(start + plan.samples_per_shard, plan.samples))
-        tar = out / shard_name(number)
-        entry = _finished_shard(tar, len(indices), plan, keys)
-        if entry is None:
-            entry = _write_shard(source, indices, tar, plan, keys, progress)
-        elif progress:
-            progress.advance(len(indices))
-        entries.append(entry)
-    return tuple(entries)
+def _write_shards(
+    source: Source, out: Path, plan: BuildPlan, executor: Executor, progress: Progress | None
+) -> tuple[ShardEntry, ...]:
+    jobs = ((number,) for number in range(-(-len(source) // plan.samples_per_shard)))
+    entries: dict[str, ShardEntry] = {}
+    for entry in executor.run(_shard, (source, out, plan), jobs):
+        entries[entry.name] = entry
+        if progress:
+            progress.advance(entry.samples)
+    return tuple(entries[name] for name in sorted(entries))
 
 
-def _finished_shard(tar: Path, samples: int, plan: BuildPlan, keys: set[str]) -> ShardEntry | None:
-    """The entry of a shard that an earlier run finished and nothing has changed since, else None; notes its keys."""
+def _shard(source: Source, out: Path, plan: BuildPlan, number: int) -> ShardEntry:
+    start = number * plan.samples_per_shard
+    indices = range(start, min(start + plan.samples_per_shard, len(source)))
+    tar = out / shard_name(number)
+    return _finished_shard(tar, len(indices), plan) or _write_shard(source, indices, tar, plan)
+
+
+def _finished_shard(tar: Path, samples: int, plan: BuildPlan) -> ShardEntry | None:
+    """The entry of a shard that an earlier run finished and nothing has changed since, else None."""
     index = tar.with_name(index_name(tar.name))
     try:
         table = read_index(index)
@@ -141,7 +190,6 @@ def _finished_shard(tar: Path, samples: int, plan: BuildPlan, keys: set[str]) ->
         return None  # An older version wrote it: kept, the folder would not equal a build that was not interrupted.
     if table.num_rows != samples or not proof.items() <= (table.schema.metadata or {}).items():
         return None
-    keys.update(table["key"].to_pylist())
     return _entry(tar, samples, digest, index.read_bytes())
 
 
@@ -149,15 +197,12 @@ def _proof(plan: BuildPlan, tar_sha256: str) -> dict[str, str]:
     return {"plan_sha256": plan.digest, "tar_sha256": tar_sha256}
 
 
-def _write_shard(
-    source: Source, indices: range, tar: Path, plan: BuildPlan, keys: set[str], progress: Progress | None
-) -> ShardEntry:
+def _write_shard(source: Source, indices: range, tar: Path, plan: BuildPlan) -> ShardEntry:
+    keys: set[str] = set()
     with replace_atomically(tar) as file:
-        writer = _TarWriter(file)
+        writer = TarWriter(file)
         for index in indices:
             writer.add(_checked(source, index, keys))
-            if progress:
-                progress.advance()
         writer.close()
     digest = writer.sha256.hexdigest()
     content = index_bytes(writer.rows, _proof(plan, digest))
@@ -176,7 +221,7 @@ def _entry(tar: Path, samples: int, digest: str, index: bytes) -> ShardEntry:
 
 
 def _checked(source: Source, index: int, keys: set[str]) -> Sample:
-    """Reads one sample and holds it to the rules of `Sample`."""
+    """Reads one sample and holds it to the rules of `Sample`; `keys` are those of its shard so far."""
     try:
         sample = source[index]
     except DamagedSample as error:
@@ -195,55 +240,3 @@ def _checked(source: Source, index: int, keys: set[str]) -> Sample:
             raise UserError(f"the region {name} of sample {index} (`{key}`) cannot be used: the array {fault}")
     keys.add(key)
     return sample
-
-
-class _TarWriter:
-    """Plain USTAR with fixed owner, mode and time; remembers where everything went."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.offset = 0
-        self.sha256 = hashlib.sha256()
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, sample: Sample) -> None:
-        try:
-            width, height = image_size(sample.image)
-        except DamagedSample as error:
-            raise UserError(f"image `{sample.metadata.get('file', sample.key)}` is damaged: {error}") from None
-        record = record_json(sample)
-        self.rows.append(
-            {
-                "key": sample.key,
-                "extension": sample.extension,
-                **self._member("image", f"{sample.key}.{sample.extension}", sample.image),
-                **self._member("json", f"{sample.key}.json", record),
-                **self._arrays(sample),
-                "width": width,
-                "height": height,
-                "caption_words": [len(caption.split()) for caption in sample.captions],
-            }
-        )
-        self._member("txt", f"{sample.key}.txt", sample.captions[0].encode())
-
-    def _arrays(self, sample: Sample) -> dict[str, int]:
-        row: dict[str, int] = {}
-        for name, array in sample.arrays().items():
-            row |= self._member(name, f"{sample.key}.{name}.npy", array_bytes(array))
-        return row
-
-    def close(self) -> None:
-        self._write(bytes(2 * BLOCK))
-
-    def _member(self, field: str, name: str, content: bytes) -> dict[str, int]:
-        header = tarfile.TarInfo(name)
-        header.size = len(content)
-        self._write(header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
-        offset = self.offset
-        self._write(content + bytes(-len(content) % BLOCK))
-        return {f"{field}_offset": offset, f"{field}_size": len(content), f"{field}_crc32": zlib.crc32(content)}
-
-    def _write(self, content: bytes) -> None:
-        self.file.write(content)
-        self.sha256.update(content)
-        self.offset += len(content)

@@ -1,7 +1,9 @@
 """Samples to batches: caption choice, tokens, masking, pixels; all of it in the loader's workers."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,81 +12,162 @@ from torch import Tensor
 
 from pretrain.batch import Batch, Draw
 from pretrain.config import PretrainConfig
-from pretrain.data.masking import IGNORE, mask_tokens
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.labels import RegionVocabulary
+from pretrain.data.masking import IGNORE, choose, mask_tokens
+from pretrain.data.pollution import Parts, draw_other, pollute
+from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
+from pretrain.data.tokenizer import Text, Tokenizer
 from pretrain.data.transforms import training_pixels
-from pretrain.stop import spare_worker
 from shards.errors import UserError
-from shards.sample import Sample
+from shards.sample import Identity, Sample
+from shards.sources.base import Source
 from shards.stream import StreamedSample
 
 
 class Prepared(NamedTuple):
     """One pair, ready to be stacked."""
 
-    pixels_HWC: Tensor
-    token_ids_L: np.ndarray
+    pixels_HWC: Tensor | None
+    text: Text
     masked_ids_L: np.ndarray
     masked_labels_L: np.ndarray
     group: int
     draws_K: np.ndarray
+    regions: Regions | None
+    pollution: int
 
 
-def check_group(key: str | None, sample: Sample) -> None:
-    """Refuses a `data.group_by` that the sample does not have."""
+def check_sample(config: PretrainConfig, sample: Sample) -> None:
+    """Refuses a configuration that asks for what the sample does not have.
+
+    Raises:
+        UserError: `data.group_by`, `data.second` or `data.regions` without it.
+    """
+    key = config.data.group_by
     if key is not None and key not in sample.metadata:
         raise UserError(f"`data.group_by` (={key}) is not in the metadata of sample {sample.key}")
+    if config.data.second == "tags" and not sample.tags:
+        raise UserError(f"`data.second` (=tags) needs tags, and sample {sample.key} has none")
+    if config.data.regions:
+        region = config.model.vision.region
+        check_regions(sample, region.features if region else None)
+
+
+def check_inputs(config: PretrainConfig, tokenizer: Tokenizer, sample: Sample) -> None:
+    """Refuses what the workers would, before there are any.
+
+    Raises:
+        UserError: what `sample` does not have, a tokenizer that cannot hide words, or a file of labels that cannot be
+            read.
+    """
+    check_sample(config, sample)
+    _ = Preparation(config, tokenizer).vocabulary
+    if config.objectives.mlm:
+        _ = tokenizer.mask_id
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Turns streamed samples into one `Batch`; picklable, so that workers can carry it."""
+    """Turns streamed samples into one `Batch`; picklable, so that workers can carry it.
+
+    `sources` are where other images' texts come from (`objectives.pollution`); without them none is polluted.
+    """
 
     config: PretrainConfig
     tokenizer: Tokenizer
+    sources: Sequence[Source] = ()
+
+    @cached_property
+    def vocabulary(self) -> RegionVocabulary:
+        """The numbers of region names; none has one without `data.regions.labels`."""
+        regions = self.config.data.regions
+        return RegionVocabulary.read(regions.labels) if regions and regions.labels else RegionVocabulary((), ())
 
     def transform(self, item: StreamedSample) -> Prepared:
-        spare_worker()  # here, because nothing of ours runs in a worker before
-        data, rng = self.config.data, item.rng()
-        token_ids_L = self.tokenizer.encode(self._caption(item.sample, rng), data.max_tokens)
-        masked_L, labels_L = self._mask(token_ids_L, rng)
-        return Prepared(
-            training_pixels(item.sample, self.config.model.image_size, data.augment, rng),
-            token_ids_L,
-            masked_L,
-            labels_L,
-            self._group(item),
-            rng.random(len(Draw)),
-        )
+        sample, rng = item.sample, item.rng()
+        check_sample(self.config, sample)
+        parts = self._parts(item, rng)
+        text = self._text(parts, rng)
+        masked_L, labels_L = self._mask(text, rng)
+        pixels_HWC = self._pixels(sample, rng)
+        draws_K = rng.random(len(Draw))
+        group, regions = self._group(item.identity, sample), self._regions(sample, rng)
+        return Prepared(pixels_HWC, text, masked_L, labels_L, group, draws_K, regions, parts.label)
 
     def collate(self, items: list[Prepared]) -> Batch:
-        token_ids_BL = self.tokenizer.pad([item.token_ids_L for item in items])
+        token_ids_BL, token_mask_BL = self.tokenizer.pad([item.text.ids_L for item in items])
+        regions = [item.regions for item in items if item.regions is not None]
+        pixels = [item.pixels_HWC for item in items if item.pixels_HWC is not None]
         return Batch(
-            pixels_BHWC=torch.stack([item.pixels_HWC for item in items]),
+            pixels_BHWC=torch.stack(pixels) if pixels else None,
             token_ids_BL=token_ids_BL,
-            token_mask_BL=token_ids_BL != self.tokenizer.pad_id,
-            masked_ids_BL=self.tokenizer.pad([item.masked_ids_L for item in items]),
-            masked_labels_BL=self.tokenizer.pad([item.masked_labels_L for item in items], IGNORE),
+            token_mask_BL=token_mask_BL,
+            segments_BL=self._segments([item.text.segments_L for item in items]),
+            masked_ids_BL=self.tokenizer.pad([item.masked_ids_L for item in items])[0],
+            masked_labels_BL=torch.from_numpy(stack_rows([item.masked_labels_L for item in items], IGNORE)),
             group_B=torch.tensor([item.group for item in items]),
+            pollution_B=torch.tensor([item.pollution for item in items]) if self._pollutes else None,
             draws_BK=torch.from_numpy(np.stack([item.draws_K for item in items])),
+            **(collate_regions(regions) if regions else {}),
         )
+
+    @property
+    def _pollutes(self) -> bool:
+        return self.config.objectives.pollution is not None
+
+    def _parts(self, item: StreamedSample, rng: np.random.Generator) -> Parts:
+        """Whose words make the text: the sample's own, unless it is polluted."""
+        sample, config = item.sample, self.config.objectives.pollution
+        if config is None or not self.sources:
+            return Parts(sample, sample, 0)
+        own = self._group(item.identity, sample)
+        return pollute(sample, config, lambda: draw_other(self.sources, self._group, own, rng), rng)
+
+    def _text(self, parts: Parts, rng: np.random.Generator) -> Text:
+        caption = self._caption(parts.caption, rng)
+        return self.tokenizer.encode(caption, self.config.data.max_tokens, self._second(parts.second, caption, rng))
+
+    def _second(self, sample: Sample, caption: str, rng: np.random.Generator) -> str | None:
+        match self.config.data.second:
+            case "tags":
+                return " ".join(sample.tags[i] for i in rng.permutation(len(sample.tags)))
+            case "caption":
+                others = [text for text in sample.captions if text != caption] or [caption]
+                return others[rng.integers(len(others))]
+        return None
+
+    def _segments(self, segments: list[np.ndarray]) -> Tensor | None:
+        return torch.from_numpy(stack_rows(segments)) if self.config.data.second else None
+
+    def _pixels(self, sample: Sample, rng: np.random.Generator) -> Tensor | None:
+        if self.config.model.vision.region:
+            return None
+        return training_pixels(sample, self.config.model.image_size, self.config.data.augment, rng)
+
+    def _regions(self, sample: Sample, rng: np.random.Generator) -> Regions | None:
+        config, region = self.config.data.regions, self.config.model.vision.region
+        if config is None:
+            return None
+        features = region.features if region else None
+        return read_regions(sample, config, features, self.vocabulary, rng)
 
     def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
         if self.config.data.captions == "one":
             return sample.captions[rng.integers(len(sample.captions))]
         return " ".join(sample.captions[i] for i in rng.permutation(len(sample.captions)))
 
-    def _mask(self, token_ids_L: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        if self.config.objectives.mlm is None:
-            return token_ids_L, np.full_like(token_ids_L, IGNORE)
-        special_L = self.tokenizer.special(token_ids_L)
-        probability = self.config.objectives.mlm.probability
-        return mask_tokens(token_ids_L, special_L, self.tokenizer.mask_id, len(self.tokenizer), probability, rng)
+    def _mask(self, text: Text, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        config = self.config.objectives.mlm
+        if config is None:
+            return text.ids_L, np.full_like(text.ids_L, IGNORE)
+        second = config.probability if config.second_probability is None else config.second_probability
+        probability_L = np.where(text.segments_L > 0, second, config.probability)
+        chosen_L = choose(self.tokenizer.words(text.ids_L), probability_L, config.unit, rng)
+        return mask_tokens(text.ids_L, chosen_L, self.tokenizer.mask_id, len(self.tokenizer), rng)
 
-    def _group(self, item: StreamedSample) -> int:
+    def _group(self, identity: Identity, sample: Sample) -> int:
         """63 bits of the group's name, or of the sample's identity: the same on every rank and in every run."""
         key = self.config.data.group_by
-        check_group(key, item.sample)
-        name = item.identity if key is None else item.sample.metadata[key]
+        name = identity if key is None else sample.metadata[key]
         digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1

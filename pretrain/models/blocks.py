@@ -1,37 +1,73 @@
-"""Transformer blocks in which one modality queries another (ALBEF, arXiv:2107.07651, section 3.1).
+"""Transformer blocks: tokens attend to each other, and may query another modality (ALBEF, arXiv:2107.07651).
 
-Shapes: B items, L query tokens, S key tokens, D query width, C key width, H heads.
+Shapes: B items, L query tokens, S key tokens, D query width, C key width, H heads, d width of a head.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from shards.errors import UserError
 
 Norm = Literal["pre", "post"]
+Activation = Literal["gelu", "quick_gelu", "relu"]
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What blocks of one stack share.
+
+    Attributes:
+        hidden: Width inside the feed-forward; None is four times the block's.
+        eps: Of the LayerNorms.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    norm: Norm = "post"
+    hidden: int | None = None
+    activation: Activation = "gelu"
+    eps: float = 1e-5
+
+
+class QuickGELU(nn.Module):
+    """CLIP's activation (arXiv:2103.00020, official code): x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU}
 
 
 class Attention(nn.Module):
-    """Scaled-dot-product attention from queries of width D to keys of width C."""
+    """Scaled-dot-product attention from queries of width D to keys of width C.
 
-    def __init__(self, width: int, key_width: int, heads: int, dropout: float = 0.0) -> None:
+    Args:
+        inner: Width in which queries and keys meet; None is that of the queries.
+    """
+
+    def __init__(self, width: int, key_width: int, heads: int, dropout: float = 0.0, inner: int | None = None) -> None:
         super().__init__()
-        if width % heads:
-            raise UserError(f"`model.fusion.heads` (={heads}) must divide the width of the text encoder (={width})")
+        inner = inner or width
+        if inner % heads:
+            raise UserError(f"`model.fusion.heads` (={heads}) must divide the width of the text encoder (={inner})")
         self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(key_width, width)
-        self.value = nn.Linear(key_width, width)
-        self.out = nn.Linear(width, width)
+        self.query = nn.Linear(width, inner)
+        self.key = nn.Linear(key_width, inner)
+        self.value = nn.Linear(key_width, inner)
+        self.out = nn.Linear(inner, width)
 
     def keys_and_values(self, keys_BSC: Tensor) -> tuple[Tensor, Tensor]:
-        """What does not depend on the queries: two float [B, H, S, D / H]."""
+        """What does not depend on the queries: two float [B, H, S, d]."""
         return self._split(self.key(keys_BSC)), self._split(self.value(keys_BSC))
 
-    def forward(self, x_BLD: Tensor, keys_and_values: tuple[Tensor, Tensor], mask_B1LS: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, keys_and_values: tuple[Tensor, Tensor], mask_B1LS: Tensor | None) -> Tensor:
         """Attends from `x_BLD` where `mask_B1LS` is True (size 1 where all queries see the same); float [B, L, D]."""
         q_BHLd, (k_BHSd, v_BHSd) = self._split(self.query(x_BLD)), keys_and_values
         dropout = self.dropout if self.training else 0.0
@@ -43,36 +79,99 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with GELU, four times as wide inside."""
+    """Two linear layers, wider inside."""
 
-    def __init__(self, width: int, dropout: float = 0.0) -> None:
-        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
+    def __init__(self, width: int, shape: BlockShape) -> None:
+        hidden = shape.hidden or 4 * width
+        activation = ACTIVATIONS[shape.activation]()
+        super().__init__(nn.Linear(width, hidden), activation, nn.Dropout(shape.dropout), nn.Linear(hidden, width))
 
 
-class CrossBlock(nn.Module):
-    """Self-attention, cross-attention to the other modality, feed-forward; each a residual with its own LayerNorm."""
+class Block(nn.Module):
+    """Residual layers, each with its own LayerNorm before the layer (`pre`) or after the sum (`post`)."""
 
-    def __init__(self, width: int, key_width: int, heads: int, dropout: float, norm: Norm) -> None:
-        super().__init__()
-        self.norm = norm
-        self.self_attention = Attention(width, width, heads, dropout)
-        self.cross_attention = Attention(width, key_width, heads, dropout)
-        self.feed_forward = FeedForward(width, dropout)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.drop = nn.Dropout(dropout)
+    norms: nn.ModuleList
 
-    def forward(self, x_BLD: Tensor, mask_B1LL: Tensor, other: tuple[Tensor, Tensor], mask_B1LS: Tensor) -> Tensor:
-        """`other` is `cross_attention.keys_and_values` of the other modality, `mask_B1LS` what is there of it."""
-
-        def attend(x_BLD: Tensor) -> Tensor:
-            return self.self_attention(x_BLD, self.self_attention.keys_and_values(x_BLD), mask_B1LL)
-
-        x_BLD = self._residual(0, x_BLD, attend)
-        x_BLD = self._residual(1, x_BLD, lambda x_BLD: self.cross_attention(x_BLD, other, mask_B1LS))
-        return self._residual(2, x_BLD, self.feed_forward)
+    def _add_norms(self, width: int, shape: BlockShape, layers: int) -> None:
+        self.norm = shape.norm
+        self.norms = nn.ModuleList(nn.LayerNorm(width, shape.eps) for _ in range(layers))
+        self.drop = nn.Dropout(shape.dropout)
 
     def _residual(self, index: int, x_BLD: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
         norm = self.norms[index]
         if self.norm == "pre":
             return x_BLD + self.drop(layer(norm(x_BLD)))
         return norm(x_BLD + self.drop(layer(x_BLD)))
+
+
+class SelfBlock(Block):
+    """Self-attention and feed-forward.
+
+    Args:
+        multiway: Image tokens have a feed-forward of their own (VLMo, arXiv:2111.02358).
+    """
+
+    def __init__(self, width: int, shape: BlockShape, multiway: bool = False) -> None:
+        super().__init__()
+        self.self_attention = Attention(width, width, shape.heads, shape.dropout)
+        self.feed_forward = FeedForward(width, shape)
+        self.image_feed_forward = FeedForward(width, shape) if multiway else None
+        self._add_norms(width, shape, 3 if multiway else 2)
+
+    def forward(self, x_BTD: Tensor, mask_B1TT: Tensor, texts: int = 0) -> Tensor:
+        """float [B, T, D]; of the T tokens the first `texts` are text, which multiway blocks alone ask."""
+
+        def attend(x_BTD: Tensor) -> Tensor:
+            return self.self_attention(x_BTD, self.self_attention.keys_and_values(x_BTD), mask_B1TT)
+
+        x_BTD = self._residual(0, x_BTD, attend)
+        if self.image_feed_forward is None:
+            return self._residual(1, x_BTD, self.feed_forward)
+        text_BLD = self._residual(1, x_BTD[:, :texts], self.feed_forward)
+        image_BND = self._residual(2, x_BTD[:, texts:], self.image_feed_forward)
+        return torch.cat([text_BLD, image_BND], 1)
+
+
+class CrossBlock(Block):
+    """Self-attention, cross-attention to the other modality, feed-forward."""
+
+    def __init__(self, width: int, key_width: int, shape: BlockShape) -> None:
+        super().__init__()
+        self.self_attention = Attention(width, width, shape.heads, shape.dropout)
+        self.cross_attention = Attention(width, key_width, shape.heads, shape.dropout)
+        self.feed_forward = FeedForward(width, shape)
+        self._add_norms(width, shape, 3)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask_B1LL: Tensor,
+        other: tuple[Tensor, Tensor] | None = None,
+        mask_B1LS: Tensor | None = None,
+    ) -> Tensor:
+        """`other` is `cross_attention.keys_and_values` of the other modality, `mask_B1LS` what is there of it (None
+        where all is); without `other` the block leaves the cross-attention out."""
+
+        def attend(x_BLD: Tensor) -> Tensor:
+            return self.self_attention(x_BLD, self.self_attention.keys_and_values(x_BLD), mask_B1LL)
+
+        x_BLD = self._residual(0, x_BLD, attend)
+        if other is not None:
+            x_BLD = self._residual(1, x_BLD, lambda x_BLD: self.cross_attention(x_BLD, other, mask_B1LS))
+        return self._residual(2, x_BLD, self.feed_forward)
+
+
+def run(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
+    """The block's output; with `recompute`, what it computed inside is thrown away and computed again backwards."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
+
+
+def initialize(module: nn.Module) -> None:
+    """BERT's initial weights (arXiv:1810.04805): normal with deviation 0.02, biases 0, norms left alone."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding | nn.Conv2d):
+            nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear | nn.Conv2d) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -32,6 +32,8 @@ class ImageInput(Rows):
         boxes_BK4: float [B, K, 4], left, top, right, bottom as shares of the image's width and height.
         mask_BK: bool [B, K], True where there is a region.
         hidden_BK: bool [B, K], regions whose features the model may not see (masked region modelling).
+        probabilities_BKC: float [B, K, C], the detector's distribution over its classes.
+        sizes_B2: int64 [B, 2], height and width in pixels of what is an image and not padding; None: all of it.
     """
 
     pixels_BHWC: Tensor | None = None
@@ -39,6 +41,8 @@ class ImageInput(Rows):
     boxes_BK4: Tensor | None = None
     mask_BK: Tensor | None = None
     hidden_BK: Tensor | None = None
+    probabilities_BKC: Tensor | None = None
+    sizes_B2: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -125,20 +129,24 @@ class ModelShape:
     """What the heads of objectives are built from.
 
     Attributes:
-        width: Of fused text tokens and of the pooled vector.
+        width: Of fused text tokens.
         image_width: Of fused image tokens (of encoded ones where the trunk leaves them alone).
+        pooled_width: Of the vector that stands for a pair.
         vocabulary: Rows of the word embedding.
         embedding_dim: Of the shared space; None without one.
         region_dim: F; None for models that read pixels.
+        eps: Of LayerNorms in heads.
         image_prefix: Image tokens that stand before the first region or patch (class token, whole-image feature).
     """
 
     width: int
     image_width: int
+    pooled_width: int
     vocabulary: int
     embedding_dim: int | None
     region_dim: int | None = None
     image_prefix: int = 0
+    eps: float = 1e-5
 
 
 class VisionLanguageModel(Protocol):

@@ -14,35 +14,54 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pretrain.models.config import VisionConfig
+from pretrain.models.interface import ImageInput
+from pretrain.models.tokens import ImageTokens, pick, random_subset
 from pretrain.places import locate
 from shards.errors import UserError, nearest
 
 
 class ImageEncoder(nn.Module):
-    """uint8 pixels -> tokens and one pooled vector; normalises on the device it runs on."""
+    """A timm backbone: uint8 pixels -> tokens and one pooled vector; normalises on the device it runs on."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: VisionConfig, image_size: int) -> None:
         super().__init__()
+        self.config, self.image_size = config, image_size
         self.backbone = _create(config, image_size)
-        self.width: int = self.backbone.num_features
         self.pooled_width: int = self.backbone.head_hidden_size
+        inner = self.backbone.num_features if config.tokens == "all" else self.pooled_width
+        self.width: int = config.width or inner
+        self.prefix: int = getattr(self.backbone, "num_prefix_tokens", 0) if config.tokens == "all" else 0
+        self.project = nn.Linear(inner, config.width) if config.width else nn.Identity()
         data = timm.data.resolve_model_data_config(self.backbone)
         self.register_buffer("mean", torch.tensor(data["mean"]) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]) * 255, persistent=False)
 
-    def forward(self, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, H, W, 3] -> tokens float [B, N, D], pooled float [B, D]."""
+    def forward(self, image: ImageInput) -> ImageTokens:
+        """Tokens float [B, N, D], pooled float [B, P]."""
+        assert image.pixels_BHWC is not None
         dtype = next(self.backbone.parameters()).dtype
-        normal_BHWC = (pixels_BHWC.float() - self.mean) / self.std
+        normal_BHWC = (image.pixels_BHWC.float() - self.mean) / self.std
         features = self.backbone.forward_features(normal_BHWC.permute(0, 3, 1, 2).to(dtype))
-        pooled_BD = self.backbone.forward_head(features, pre_logits=True)
-        return _as_tokens(features, self.width), pooled_BD
+        pooled_BP = self.backbone.forward_head(features, pre_logits=True)
+        if self.config.tokens == "pooled":
+            tokens_BND = pooled_BP[:, None]
+        else:
+            tokens_BND = as_tokens(features, self.backbone.num_features)
+        mask_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
+        if self.training and self.config.subset:
+            places_BK = random_subset(mask_BN, self.config.subset)
+            tokens_BND, mask_BN = pick(tokens_BND, places_BK), mask_BN.gather(1, places_BK)
+        return ImageTokens(self.project(tokens_BND), mask_BN, pooled_BP)
+
+    def example(self) -> ImageInput:
+        """One black image."""
+        return ImageInput(torch.zeros(1, self.image_size, self.image_size, 3, dtype=torch.uint8))
 
 
-def _as_tokens(features: Tensor, width: int) -> Tensor:
+def as_tokens(features: Tensor, width: int) -> Tensor:
     if features.ndim == 3:
         return features
     channels_last = features.shape[-1] == width  # Swin yields NHWC, convolutional networks NCHW

@@ -1,6 +1,7 @@
 """What a corpus has to offer: a known length, random access, and a fingerprint of what defines it."""
 
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 from shards.sample import Identity, Sample
 
@@ -24,3 +25,42 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hex sha256 of everything that decides the samples; equal fingerprints mean equal corpora."""
         ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A source whose samples lie in shards, which are better read near each other."""
+
+    @property
+    def shard_sizes(self) -> Sequence[int]:
+        """Samples of each shard, in order."""
+        ...
+
+    def place(self, index: int) -> tuple[str, int]:
+        """The name of the shard and the ordinal in it, for messages."""
+        ...
+
+
+@runtime_checkable
+class Anticipating(Protocol):
+    """A source that reads faster when it knows what comes."""
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """These samples are asked for next."""
+        ...
+
+
+def expect(source: Source, indices: Iterable[int]) -> None:
+    """Tells `source` what comes, if it wants to know."""
+    if isinstance(source, Anticipating):
+        source.expect(indices)
+
+
+def shard_sizes(source: Source) -> Sequence[int]:
+    """Samples of each shard; a source without shards is one."""
+    return source.shard_sizes if isinstance(source, Sharded) else [len(source)]
+
+
+def place(source: Source, index: int) -> tuple[str, int]:
+    """Where sample `index` lies, for messages."""
+    return source.place(index) if isinstance(source, Sharded) else (source.name, index)

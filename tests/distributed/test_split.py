@@ -1,56 +1,65 @@
 """The same global batch split over 1, 2 or 4 ranks gives the same losses and the same gradients, gathers included."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pretrain import distributed
 from pretrain.batch import Batch
 from pretrain.task import Task
+from tests.distributed.group import Found, mean_over_ranks, over_ranks, rows_of_rank
+from tests.distributed.losses import CASES, all_losses
 from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
 
 PAIRS = 8
+Everything = dict[str, Found]
 
 
-def part(batch: Batch, rank: int, world: int) -> Batch:
-    rows = slice(rank * PAIRS // world, (rank + 1) * PAIRS // world)
-    cut = {name: value[rows] for name, value in vars(batch).items() if value is not None}
+def part_of_rank(batch: Batch) -> Batch:
+    cut = {name: rows_of_rank(value) for name, value in vars(batch).items() if value is not None}
     longest = int(cut["token_mask_BL"].sum(1).max())  # a rank pads to its own longest text
     texts = {n: cut[n][:, :longest] for n in ("token_ids_BL", "token_mask_BL", "masked_ids_BL", "masked_labels_BL")}
     return Batch(**(cut | texts))
 
 
-def losses_and_gradients(batch: Batch) -> dict[str, torch.Tensor]:
+def whole_task() -> Found:
+    """Losses of all objectives together, and the gradient of every parameter."""
     torch.manual_seed(0)
     config = tiny_config()
     task = Task(config.model, config.objectives, VOCABULARY).double()
-    losses = task(batch)
+    losses = task(part_of_rank(random_batch(PAIRS)))
     losses["loss"].backward()
     found = {f"loss {name}": loss.detach() for name, loss in losses.items()}
     found |= {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
-    return {name: distributed.sum_over_ranks(value) / distributed.world() for name, value in found.items()}
+    return {name: mean_over_ranks(value) for name, value in found.items()}
 
 
-def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    found = losses_and_gradients(part(random_batch(PAIRS), rank, world))
-    if rank == 0:
-        torch.save(found, f"{folder}/found.pt")
-    dist.destroy_process_group()
+def global_means() -> Found:
+    """Of two weighted rows on the first rank, the same rows counted once each, and no row at all."""
+    values, weights = torch.tensor([3.0, 5.0]), torch.tensor([1.0, 3.0]) * (distributed.rank() == 0)
+    means = [mean_over_ranks(distributed.global_mean(values, w)) for w in (weights, weights.bool(), 0 * weights)]
+    return {"means": torch.stack(means)}
+
+
+def everything() -> Everything:
+    return {"task": whole_task(), "means": global_means(), **all_losses()}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Everything]:
+    """World size -> case -> losses and gradients, of one process and of rank 0 of two groups."""
+    folder = tmp_path_factory.mktemp("split")
+    return {1: everything()} | {world: over_ranks(world, folder / str(world), everything)[0] for world in (2, 4)}
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_losses_and_gradients_do_not_depend_on_the_split(world: int, tmp_path: Path):
-    expected = losses_and_gradients(random_batch(PAIRS))
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    mp.spawn(work, (world, str(tmp_path)), nprocs=world)
-    found = torch.load(tmp_path / "found.pt")
-    assert found.keys() == expected.keys()
+@pytest.mark.parametrize("case", ["task", *CASES])
+def test_losses_and_gradients_do_not_depend_on_the_split(found, case, world):
+    expected, split = found[1][case], found[world][case]
+    assert split.keys() == expected.keys()
     for name, value in expected.items():
         # Measured: at most 1.1e-14 in float64; only the order of sums differs.
-        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(split[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_mean_counts_the_rows_of_all_ranks(found):
+    assert all(case["means"]["means"].tolist() == [4.5, 4.0, 0.0] for case in found.values())

@@ -5,47 +5,26 @@ import subprocess
 import sys
 
 import pytest
-from safetensors.torch import save_file
 
 from finetune.cli import main
 from finetune.config import FinetuneConfig, RetrievalData, pretrain_config
-from pretrain.checkpoint import CONFIG, STATE, WEIGHTS, _sha256
 from pretrain.config import DataConfig
-from pretrain.settings import dump_config, load_config
+from pretrain.settings import load_config
 from shards.errors import UserError
-from tests.finetune.corpus import Corpus, checkpoint
+from tests.finetune.corpus import checkpoint, save, write_corpus
 from tests.pretrain.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A Karpathy-form corpus on disk: 16 images for training, 12 for testing."""
-    folder = tmp_path_factory.mktemp("corpus")
-    (folder / "images").mkdir()
-    entries = []
-    for index, sample in enumerate(Corpus(28).samples):
-        (folder / "images" / f"{sample.key}.png").write_bytes(sample.image)
-        sentences = [{"raw": caption} for caption in sample.captions]
-        entries.append(
-            {"filename": f"{sample.key}.png", "split": "train" if index < 16 else "test", "sentences": sentences}
-        )
-    (folder / "dataset.json").write_text(json.dumps({"images": entries}))
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), train=16, test=12)
 
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
     """An untrained checkpoint on disk, in a run folder."""
-    folder = tmp_path_factory.mktemp("ckpt")
-    made = checkpoint(folder)
-    made.path.mkdir(parents=True)
-    save_file(made.task.state_dict(), made.path / WEIGHTS)
-    (made.path / CONFIG).write_text(dump_config(made.config))
-    made.tokenizer.save(made.path)
-    files = {name: _sha256(made.path / name) for name in (WEIGHTS, CONFIG, "tokenizer.json")}
-    (made.path / STATE).write_text(json.dumps({"step": 7, "world": 1, "stream": {}, "files": files}))
-    (made.path.parent / "latest").write_text(made.path.name)
-    return made.path.parent.parent
+    return save(checkpoint(tmp_path_factory.mktemp("ckpt")))
 
 
 def status(*words):
@@ -77,9 +56,29 @@ def test_evaluate_table_report(ckpt, common, tmp_path, capsys):
     assert "| **again**" in capsys.readouterr().out
     assert status("table", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["system"] == "again"
+    assert status("compare", out, out) == 0
+    assert "both are the same checkpoint" in capsys.readouterr().out
     page = tmp_path / "report.html"
     assert status("report", out, "--out", page) == 0
     assert page.read_text().count("data:image/jpeg") > 20
+
+
+def test_published_evaluators_and_comparison(ckpt, common, tmp_path, capsys):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    words = ["evaluate", "--ckpt", ckpt, *common, "--compat", "albef", "--compat", "open_clip", "--compat", "uniter"]
+    assert status(*words, "--out", first) == 0
+    assert "as albef prints it: " in capsys.readouterr().out
+    made = json.loads(first.read_text())
+    assert [mode["mode"] for mode in made["compatibility"]] == ["albef", "open_clip", "uniter"]
+    assert first.with_suffix(".ranks.npz").stat().st_size < 4000
+    assert status("evaluate", "--ckpt", ckpt, *common, "--rerank", 0, "--out", second) == 0
+    capsys.readouterr()
+    assert status("compare", first, second) == 2
+    assert "`protocol.rerank` must be the same" in capsys.readouterr().err
+    assert status("compare", first, second, "--any-rerank", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["warning"].endswith("re-ranked differently")
+    assert found["differences"][6]["first"] == made["rsum"]["pessimistic"]
 
 
 def test_retrieval_trains_and_refuses_a_used_folder(ckpt, common, tmp_path, capsys):
@@ -116,6 +115,11 @@ def test_retrieval_trains_and_refuses_a_used_folder(ckpt, common, tmp_path, caps
         (["+ckpt", "+annotations", "--images", "nowhere"], "`images` (=nowhere) must be a folder"),
         (["+ckpt", "+common", "--split", "vla"], "`split` (=vla) must name images"),
         (["+ckpt", "+common", "--rerank", "5"], "`--rerank` (=5) must be 0 (off) or at least 10"),
+        (["+ckpt", "+common", "--compat", "albfe"], "did you mean `albef`"),
+        (["+ckpt", "+common", "--compat", "albef", "--rerank", "0"], "it needs a matching head and `--rerank` above 0"),
+        (["+ckpt", "+common", "--compat", "vse++"], "counts on 5 captions of each image; one image has 1"),
+        (["+ckpt", "+common", "--compat-images", "nowhere"], "`--compat-images` (=nowhere) is not a file"),
+        (["+ckpt", "+common", "--system", "Vilt"], "did you mean `ViLT`"),
         (["+ckpt", "+common", "--dataset", "coco_5k"], "must have 5000 images; the data has 12"),
         (["+ckpt", "+common", "--device", "tpu"], "`--device` (=tpu) must be cpu"),
     ],
@@ -127,7 +131,7 @@ def test_evaluate_refuses(words, message, ckpt, common, tmp_path, capsys):
     assert status("evaluate", *expanded, "--out", out) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.strip().count("\n") == 0 or "split" in message
+    assert error.strip().count("\n") == 0 or "split" in message or "captions of" in message
     assert not out.parent.exists()
 
 

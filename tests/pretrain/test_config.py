@@ -138,7 +138,7 @@ def test_what_is_dumped_reads_back_equal(tmp_path):
 
 @pytest.mark.parametrize("objective", ["itm", "mlm"])
 def test_fused_objectives_need_a_trunk(objective):
-    with pytest.raises(UserError, match=r"read fused features, so `model\.fusion\.trunk` must not be `none`"):
+    with pytest.raises(UserError, match=r"reads fused features, so `model\.fusion\.trunk` must not be `none`"):
         load("model.fusion.trunk=none", f"objectives.{objective}={{}}")
     assert load("model.fusion.trunk=none", "objectives.itc={}").model.fusion.trunk == "none"
 
@@ -150,3 +150,28 @@ def test_deepspeed_takes_batch_and_stage_from_here():
     derived = deepspeed_config(config, world=4)
     assert (derived["train_batch_size"], derived["train_micro_batch_size_per_gpu"]) == (8, 2)
     assert derived["zero_optimization"] == {"stage": 2, "round_robin": 1}
+
+
+def test_shards_are_one_place_or_a_mixture(tmp_path):
+    assert load("data.shards=a").data.shards == "a"
+    mixed = load("data.shards=[{place: a, weight: 2}, {place: b}]")
+    assert [(part.place, part.weight) for part in mixed.data.shards] == [("a", 2), ("b", 1)]
+    file = tmp_path / "dumped.yaml"
+    file.write_text(dump_config(mixed))
+    assert load(file=file) == mixed
+
+
+@pytest.mark.parametrize(
+    ("shards", "where"),
+    [
+        ("3", r"\(=3\)"),
+        ("[a]", r"\[0\]` \(='a'\)"),
+        ("[{place: a, weight: 0}]", r"\[0\]\.weight` \(=0\)"),
+        ("[{place: a}, {place: b, wieght: 2}]", r"\[1\]\.wieght` \(=2\)"),
+        ("[{weight: 2}]", r"\[0\]\.place`"),
+    ],
+)
+def test_what_is_no_mixture_is_one_sentence(shards, where):
+    with pytest.raises(UserError, match=rf"^`data\.shards.*{where}.* a mixture is a list of {{place: ") as caught:
+        load(f"data.shards={shards}")
+    assert "\n" not in str(caught.value)

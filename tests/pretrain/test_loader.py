@@ -13,6 +13,7 @@ from pretrain.data.masking import IGNORE
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import evaluation_pixels, training_pixels
 from shards.errors import UserError
+from shards.reader import ShardSet
 from shards.sample import Identity, Sample
 from shards.stream import ShardStream, StreamedSample
 from tests.pretrain.colours import Colours
@@ -83,7 +84,7 @@ def test_texts_carry_their_frame_and_hidden_words_their_labels(configure):
     config = configure()
     tokenizer = Tokenizer(config.data.tokenizer)
     (batch,) = batches(config, 1)
-    first, last = (tokenizer._special(token) for token in ("[CLS]", "[SEP]"))
+    first, last = tokenizer.first_id, tokenizer.last_id
     assert (batch.token_ids_BL[:, 0] == first).all()
     for ids, mask in zip(batch.token_ids_BL, batch.token_mask_BL, strict=True):
         assert ids[mask][-1] == last
@@ -148,8 +149,8 @@ def test_joined_captions_are_all_there_in_changing_order(configure):
     config = configure("data.captions=join", "data.max_tokens=32")
     preparation = Preparation(config, Tokenizer(config.data.tokenizer))
     sample = replace(Colours()[0], captions=("red", "green", "blue", "yellow"))
-    texts = [preparation.transform(item(sample, position)).token_ids_L for position in range(8)]
-    words = preparation.tokenizer.encode("red green blue yellow", 32)
+    texts = [preparation.transform(item(sample, position)).text.ids_L for position in range(8)]
+    words = preparation.tokenizer.encode("red green blue yellow", 32).ids_L
     assert all(sorted(text) == sorted(words) for text in texts)
     assert len({tuple(text) for text in texts}) > 1
 
@@ -157,10 +158,10 @@ def test_joined_captions_are_all_there_in_changing_order(configure):
 def test_long_texts_are_cut_to_the_length_and_keep_their_end(configure):
     config = configure()
     tokenizer = Tokenizer(config.data.tokenizer)
-    ids = tokenizer.encode("red " * 100, 12)
+    ids = tokenizer.encode("red " * 100, 12).ids_L
     assert len(ids) == 12
-    assert ids[-1] == tokenizer._special("[SEP]")
-    assert len(tokenizer.encode("red " * 100, 20)) == 20
+    assert ids[-1] == tokenizer.last_id
+    assert len(tokenizer.encode("red " * 100, 20).ids_L) == 20
 
 
 @pytest.mark.parametrize("content", ["", "{}", "no json"])
@@ -175,7 +176,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, content):
     "change", [{"crop_scale": 0.3}, {"flip": True}, {"color": 0.5}, {"erase": 1.0}, {"rotate": 30.0}]
 )
 def test_each_augmentation_changes_pixels_and_only_by_its_generator(corpus, change):
-    sample = ShardStream(corpus.shards, 1).source[0]
+    sample = ShardSet(corpus.shards)[0]
     whole = evaluation_pixels(sample, 32)
     assert torch.equal(training_pixels(sample, 32, AugmentConfig(), np.random.default_rng(0)), whole)
     config = AugmentConfig(**change)

@@ -9,7 +9,7 @@ from transformers import BertModel
 
 from pretrain.batch import Batch
 from pretrain.data.masking import IGNORE
-from pretrain.models.blocks import Attention, CrossBlock
+from pretrain.models.blocks import Attention, BlockShape, CrossBlock
 from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from pretrain.models.fusion import TextQueriesImage
@@ -129,7 +129,7 @@ def test_attention_equals_the_softmax_written_out():
 @torch.no_grad()
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_block_is_three_residuals_in_the_stated_order(norm):
-    block = loud(CrossBlock(width=12, key_width=7, heads=3, dropout=0.5, norm=norm))
+    block = loud(CrossBlock(width=12, key_width=7, shape=BlockShape(heads=3, dropout=0.5, norm=norm)))
     x_LD, image_SC = torch.randn(4, 12, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
     text_mask, image_mask = torch.tensor([True, True, True, False]), torch.tensor([True, False, True, True, True])
     memory = block.cross_attention.keys_and_values(image_SC[None])
@@ -175,7 +175,8 @@ ENCODERS = {
 def test_any_backbone_becomes_tokens_and_a_vector(name):
     options, tokens, width = ENCODERS[name]
     encoder = ImageEncoder(VisionConfig(name=name, options=options), image_size=64).eval()
-    tokens_BND, pooled_BD = encoder(torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8))
+    pixels_BHWC = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    tokens_BND, _, pooled_BD = encoder(ImageInput(pixels_BHWC))
     assert tokens_BND.shape == (2, tokens, width)
     assert pooled_BD.shape == (2, encoder.pooled_width)
     assert encoder.width == width
@@ -188,7 +189,7 @@ def test_a_grid_is_read_row_by_row(name):
     """Token i * columns + j is the feature at row i, column j, whether the backbone puts channels first or last."""
     encoder = ImageEncoder(VisionConfig(name=name, options=ENCODERS[name][0]), image_size=64).eval()
     pixels_BHWC = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
-    tokens_BND, _ = encoder(pixels_BHWC)
+    tokens_BND = encoder(ImageInput(pixels_BHWC)).tokens_BND
     normal_BHWC = (pixels_BHWC.float() - encoder.mean) / encoder.std
     grid = encoder.backbone.forward_features(normal_BHWC.permute(0, 3, 1, 2))
     grid_BHWD = grid if name.startswith("swin") else grid.permute(0, 2, 3, 1)

@@ -9,38 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.batch import Batch
-from pretrain.data.masking import IGNORE, mask_tokens
-from pretrain.objectives.itc import contrastive_loss
-from pretrain.objectives.itm import draw_negatives, matching_loss
-from pretrain.objectives.mlm import masked_token_loss
+from pretrain.objectives.itm import matching_loss
+from pretrain.objectives.language import word_loss
+from pretrain.objectives.negatives import draw_negatives
 from pretrain.task import Task
 from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
-
-
-def slow_contrastive(image, text, group, temperature):
-    total = 0.0
-    for queries, gallery in ((image, text), (text, image)):
-        for i in range(len(queries)):
-            scores = [float(queries[i] @ g) / temperature for g in gallery]
-            log_sum = math.log(sum(math.exp(s) for s in scores))
-            positives = [j for j in range(len(gallery)) if group[j] == group[i]]
-            total -= sum((scores[j] - log_sum) / len(positives) for j in positives) / len(queries)
-    return total / 2
-
-
-@pytest.mark.parametrize("group", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 1]])
-def test_contrast_equals_the_sum_written_out(group):
-    generator = torch.Generator().manual_seed(0)
-    image, text = (F.normalize(torch.randn(5, 8, generator=generator, dtype=torch.float64), dim=-1) for _ in range(2))
-    fast = contrastive_loss(image, text, torch.tensor(group), torch.tensor([0.1], dtype=torch.float64))
-    assert float(fast) == pytest.approx(slow_contrastive(image, text, group, 0.1), rel=1e-12)
-
-
-def test_perfect_contrast_is_nothing_and_chance_is_log_n():
-    eye, cold = torch.eye(4), torch.tensor([0.01])
-    assert float(contrastive_loss(eye, eye, torch.arange(4), cold)) == pytest.approx(0, abs=1e-6)
-    same = torch.ones(4, 4) / 2
-    assert float(contrastive_loss(same, same, torch.arange(4), cold)) == pytest.approx(math.log(4))
 
 
 def test_negatives_follow_the_softmax_and_never_leave_what_is_allowed():
@@ -75,28 +48,8 @@ def test_a_batch_of_one_group_has_no_negatives_and_still_trains():
 
 def test_masked_tokens_are_averaged_over_tokens():
     logits, labels = torch.randn(6, 11), torch.randint(11, (6,))
-    assert float(masked_token_loss(logits, labels)) == pytest.approx(float(F.cross_entropy(logits, labels)))
-    assert float(masked_token_loss(logits[:0], labels[:0])) == 0
-
-
-def test_masking_hides_the_share_it_says_in_the_three_ways():
-    rng, n = np.random.default_rng(0), 100_000
-    ids, special = np.full(n, 7), np.arange(n) % 10 == 0
-    masked, labels = mask_tokens(ids, special, mask_id=4, vocabulary=1_000, probability=0.15, rng=rng)
-    chosen = labels != IGNORE
-    assert not chosen[special].any()
-    assert (labels[chosen] == 7).all()
-    assert (masked[~chosen] == 7).all()
-    assert chosen[~special].mean() == pytest.approx(0.15, abs=0.004)
-    assert (masked[chosen] == 4).mean() == pytest.approx(0.8, abs=0.012)
-    assert (masked[chosen] == 7).mean() == pytest.approx(0.1, abs=0.009)
-
-
-def test_a_short_text_has_at_least_one_masked_token():
-    for seed in range(50):
-        rng = np.random.default_rng(seed)
-        _, labels = mask_tokens(np.array([2, 9, 3]), np.array([True, False, True]), 4, 10, 0.15, rng)
-        assert labels.tolist() == [IGNORE, 9, IGNORE]
+    assert float(word_loss(logits, labels)) == pytest.approx(float(F.cross_entropy(logits, labels)))
+    assert float(word_loss(logits[:0], labels[:0])) == 0
 
 
 def counting(calls, name, real):

@@ -1,5 +1,6 @@
 """The loop: it learns, it stops when it must, it goes on bit for bit, and it refuses what cannot work."""
 
+import json
 import math
 import shutil
 import signal
@@ -20,10 +21,13 @@ from pretrain.task import Task
 from pretrain.train import fit
 from shards.errors import UserError
 from shards.sample import Sample
+from shards.sources.scenes import ScenesSource
+from shards.write import build_shards
 from tests.pretrain.colours import Colours
 from tests.pretrain.runs import files, interrupted, logged, weights
 from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
 from tests.ranks import environment
+from tests.shards.server import serving
 
 LEARNS = (
     "run.steps=120",
@@ -83,11 +87,11 @@ RESUMED = (
 )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_interrupted_run_goes_on_bit_for_bit(configure, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "later"), [(0, 0), (2, 1)])
+def test_an_interrupted_run_goes_on_bit_for_bit(configure, tmp_path, workers, later):
     fit(configure(*RESUMED, f"data.workers={workers}"))
     copy = interrupted(tmp_path / "run", 3, tmp_path / "copy")
-    fit(configure(*RESUMED, f"data.workers={workers}", f"run.out={copy}", "run.resume=auto"))
+    fit(configure(*RESUMED, f"data.workers={later}", f"run.out={copy}", "run.resume=auto"))
     assert logged(copy) == logged(tmp_path / "run")
     assert weights(copy, 6).read_bytes() == weights(tmp_path / "run", 6).read_bytes()
 
@@ -264,6 +268,8 @@ BAD = {
     "data.group_by=concept": r"`data\.group_by` \(=concept\) is not in the metadata of sample ",
     "data.shards=absent": r"absent",
     "data.shards=": r"`data\.shards`",
+    "data.shards=[]": r"`data\.shards`",
+    "data.shards=[{place: absent}]": r"absent",
     "data.tokenizer=absent": r"`data\.tokenizer` \(=absent\) does not exist",
     "data.tokenizer=''": r"`data\.tokenizer` is not set",
     "objectives={itc: null, itm: null, mlm: null}": r"`objectives` names none",
@@ -355,3 +361,24 @@ def test_a_run_moves_with_its_folder(configure, tmp_path):
     assert load_checkpoint(tmp_path / "elsewhere").step == 2
     moved = fit(configure("run.steps=3", f"run.out={tmp_path / 'elsewhere'}", "run.resume=auto"))
     assert load_checkpoint(moved).step == 3
+
+
+def test_a_mixture_trains_and_a_changed_one_is_not_resumed(configure, corpus, tmp_path):
+    other = tmp_path / "other"
+    build_shards(ScenesSource(16, seed=5, split="train", size=48), other)
+    parts = f"{{place: {corpus.shards}, weight: 3}}, {{place: {other}"
+    fit(configure(f"data.shards=[{parts}}}]", "run.steps=2"))
+    state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())["stream"]
+    assert [(source["name"], source["share"]) for source in state["sources"]] == [("shards", 3), ("other", 1)]
+    with pytest.raises(
+        UserError, match=r"^`data\.shards` .*'weight': 2\.0, .* must be .*'weight': 1\.0, .*, as in the run"
+    ):
+        fit(configure(f"data.shards=[{parts}, weight: 2}}]", "run.steps=3", "run.resume=auto"))
+
+
+def test_training_from_a_url_is_training_from_the_folder(configure, corpus, tmp_path):
+    fit(configure("run.steps=2"))
+    with serving(corpus.shards) as server:
+        cache = tmp_path / "cache"
+        fit(configure(f"data.shards={server.url}", f"data.cache={cache}", "run.steps=2", f"run.out={tmp_path / 'far'}"))
+    assert weights(tmp_path / "far", 2).read_bytes() == weights(tmp_path / "run", 2).read_bytes()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.batch import Batch
+from pretrain.batch import Batch, Draw
 from pretrain.config import PretrainConfig
 from pretrain.data.masking import IGNORE
 from pretrain.settings import dump_config, parse_config
@@ -55,7 +55,7 @@ def random_batch(pairs: int, length: int = 9, seed: int = 0, image_size: int = 3
         masked_ids_BL=torch.where(chosen_BL, 4, ids_BL) * mask_BL,
         masked_labels_BL=torch.where(chosen_BL, ids_BL, IGNORE),
         group_B=torch.arange(pairs),
-        draws_BK=torch.rand(pairs, 4, generator=generator, dtype=torch.float64),
+        draws_BK=torch.rand(pairs, len(Draw), generator=generator, dtype=torch.float64),
     )
 
 

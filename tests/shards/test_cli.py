@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards import cli, console
+from tests.shards.conftest import png
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -76,7 +77,7 @@ def test_build_from_published_forms(name: str, shards: Call, image_files: Path, 
     assert status == 0
     assert json.loads(text).items() >= counts.items()
     text = shards(*arguments, "--overwrite")[1]
-    assert text.endswith("; 1 rows skipped, as their image is not here\n") == bool(counts["skipped"])
+    assert text.endswith("; 1 rows skipped, as their image or its regions are not here\n") == bool(counts["skipped"])
     assert shards("verify", tmp_path / "set")[0] == 0
 
 
@@ -93,6 +94,74 @@ def test_build_folder(shards: Call, image_files: Path, tmp_path: Path) -> None:
     assert (status, error) == (2, "error: `--image-column` and `--caption-column` need `--table`\n")
 
 
+def test_build_with_preset_prints_and_keeps_the_counts(shards: Call, image_files: Path, tmp_path: Path) -> None:
+    (image_files / "0.png").write_bytes(png(0, 300, 300))
+    (image_files / "1.png").write_bytes(png(1, 300, 300)[:-40])
+    table = "image,caption\n0.png,a red dog on grass\n0.png,dog\n1.png,a red dog\nmore/1.png,a red dog\n"
+    (tmp_path / "table.csv").write_text(table)
+    arguments = (
+        "build",
+        "folder",
+        "--images",
+        image_files,
+        "--table",
+        tmp_path / "table.csv",
+        "--out",
+        tmp_path / "set",
+    )
+    status, text, _ = shards(*arguments, "--preset", "datacomp")
+    assert status == 0
+    assert text.splitlines()[:2] == [
+        "3 samples read, 1 kept, 1 rejected by decodable, 1 rejected by min_short_side",
+        "4 captions read, 3 kept, 1 rejected by min_words",
+    ]
+    status, _, error = shards(*arguments, "--preset", "datacomp", "--filter", "min_short_side=4", "--resume")
+    assert status == 2
+    assert "`filters.min_short_side` (=200), not 4" in error
+    status, text, _ = shards(
+        *arguments, "--preset", "datacomp", "--filter", "min_short_side=4", "--overwrite", "--json"
+    )
+    assert json.loads(text)["filtered"]["rejected"] == {"decodable": 1}
+    assert shards(*arguments, "--overwrite", "--workers", "2")[0] == 0
+
+
+def test_filter_writes_shards_or_a_list(shards: Call, shard_folder: Path, tmp_path: Path) -> None:
+    arguments = ("filter", shard_folder, "--filter", "exact_duplicates=true", "--filter", "min_words=3")
+    status, text, _ = shards(*arguments, "--list", tmp_path / "kept.parquet", "--json")
+    assert status == 0
+    assert json.loads(text)["filtered"]["kept"] == 50
+    assert shards(*arguments, "--list", tmp_path / "kept.parquet")[0] == 2
+    assert shards(*arguments, "--out", tmp_path / "new", "--samples-per-shard", 20)[0] == 0
+    assert shards("verify", tmp_path / "new")[0] == 0
+    assert shards(*arguments)[2] == "error: give one of `--out` and `--list`\n"
+    assert shards("filter", shard_folder, "--out", tmp_path / "x")[2].endswith("needs `--preset` or `--filter`\n")
+
+
+def test_manifest_of_tars_that_are_there(shards: Call, shard_folder: Path) -> None:
+    """Ours, too, are WebDataset tars: only the captions of `.txt` are known to other readers."""
+    for path in (*shard_folder.glob("*.parquet"), shard_folder / "manifest.json"):
+        path.unlink()
+    (shard_folder / "shard-000001.tar").write_bytes(b"none")
+    status, text, _ = shards("manifest", shard_folder, "--workers", 2)
+    assert status == 0
+    assert text.splitlines()[0] == (
+        "shard-000001.tar: at byte 0: the file ends without the end of an archive, so members may be missing"
+    )
+    assert text.splitlines()[-1].startswith(f"{shard_folder}: 7 shards, 42 samples, ")
+    assert shards("manifest", shard_folder)[0] == 2
+    assert json.loads(shards("manifest", shard_folder, "--overwrite", "--json")[1])["filtered"]["kept"] == 42
+    assert shards("verify", shard_folder)[0] == 0
+
+
+def test_stats_and_inspect(shards: Call, shard_folder: Path, tmp_path: Path) -> None:
+    status, text, _ = shards("stats", shard_folder)
+    assert (status, text.splitlines()[0].split(",")[1]) == (0, " 7 shards")
+    assert json.loads(shards("stats", shard_folder, "--json")[1])["samples"] == 50
+    assert shards("inspect", shard_folder, "--html", tmp_path / "page.html", "--samples", 5)[0] == 0
+    assert shards("inspect", shard_folder, "--html", tmp_path / "page.html")[0] == 2
+    assert shards("inspect", shard_folder, "--html", tmp_path / "none" / "page.html")[0] == 2
+
+
 def test_verify_exits_1_where_damaged(shards: Call, shard_folder: Path) -> None:
     (shard_folder / "shard-000001.tar").unlink()
     status, text, _ = shards("verify", shard_folder)
@@ -107,6 +176,9 @@ def test_verify_exits_1_where_damaged(shards: Call, shard_folder: Path) -> None:
     ("arguments", "message"),
     [
         (("build", "scenes", "--samples", "0"), "`samples` (=0) must be at least 1"),
+        (("build", "scenes", "--samples", "1", "--workers", "0"), "`workers` (=0) must be at least 1"),
+        (("build", "scenes", "--samples", "1", "--executor", "slurm"), "`executor` (=slurm) must be local or ray"),
+        (("build", "scenes", "--samples", "1", "--filter", "words=1"), "`filter` (=words) must be one of"),
         (("build", "scenes", "--samples", "1", "--split", "dev"), "`split` (=dev) must be one of train, val, test"),
         (("build", "scenes", "--samples", "1", "--resume", "--overwrite"), "exclude each other"),
         (("build", "scenes", "--samples", "1", "--samples-per-shard", "0"), "`samples_per_shard` (=0) must be"),
@@ -126,8 +198,10 @@ def test_bad_input_is_one_sentence_before_any_file(
 
 
 def test_every_help_has_an_example(shards: Call) -> None:
-    sources = ("scenes", "karpathy", "coco", "albef", "flickr30k", "conceptual-captions", "folder")
-    for command in (*(("build", source) for source in sources), ("verify",), ("tokenizer",)):
+    sources = ("scenes", "karpathy", "coco", "albef", "flickr30k", "conceptual-captions", "folder", "sbu")
+    sources += ("visual-genome", "bottom-up")
+    others = ("verify", "tokenizer", "filter", "manifest", "download", "stats", "inspect")
+    for command in (*(("build", source) for source in sources), *((name,) for name in others)):
         status, text, _ = shards(*command, "--help")
         assert status == 0
         assert f"Example:\n    shards {' '.join(command)} " in text

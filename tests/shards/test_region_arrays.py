@@ -140,7 +140,7 @@ def test_sets_without_the_columns_still_open(make_source: Any, tmp_path: Path) -
     build_shards(source, tmp_path)
     index = tmp_path / "shard-000000.index.parquet"
     table = read_index(index)
-    old = table.select([name for name in table.column_names if not name.startswith(tuple(ARRAYS))])
+    old = table.select([name for name in table.column_names if not name.startswith((*ARRAYS, "txt"))])
     assert len(old.column_names) == 11
     pq.write_table(old, index, compression="zstd")
     manifest = read_manifest(tmp_path)

@@ -1,6 +1,8 @@
 """The sequence of global batches does not depend on ranks, workers or restarts; damage is replaced and counted."""
 
 import itertools
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from shards.errors import DamagedSample, UserError
+from shards.errors import DamagedSample, FilteredSample, UserError
 from shards.stream import ShardStream, StreamedSample
+from shards.write import build_shards
 
 
 def position_and_key(item: StreamedSample) -> tuple[int, int, str]:
@@ -167,6 +170,125 @@ def test_damage_beyond_the_budget_stops(workers: int, shard_folder: Path) -> Non
         list(stream)
 
 
+def test_counts_add_up_and_tell_damage_from_rules(make_source: Any) -> None:
+    def judge(item: StreamedSample) -> int:
+        number = item.sample.metadata["n"]
+        if number % 10 == 3:
+            raise DamagedSample("three")
+        if number % 10 in {1, 7}:
+            raise FilteredSample("too short" if number < 20 else "too dark")
+        return number
+
+    streams = [
+        ShardStream(make_source(40), 8, rank=rank, world=2, workers=rank, transform=judge, damage_budget=0.5)
+        for rank in range(2)
+    ]
+    for stream in streams:
+        numbers = [number for batch in stream for number in batch]
+        counts = stream.counts
+        assert counts.yielded == len(numbers) == 20
+        assert counts.read == counts.yielded + counts.substituted + counts.filtered.total()
+        assert counts.substituted == len(stream.ledger) > 0
+        assert set(counts.filtered) == {"too short", "too dark"}
+        assert not {n % 10 for n in numbers} & {1, 3, 7}
+
+
+def test_a_rule_that_leaves_everything_out_ends(make_source: Any) -> None:
+    def nothing(item: StreamedSample) -> int:
+        raise FilteredSample("too much")
+
+    with pytest.raises(
+        DamagedSample, match=r"^30 samples of list in a row are filtered or damaged; most are filtered: to"
+    ):
+        list(ShardStream(make_source(30), 5, transform=nothing))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_in_a_row_stops_with_one_sentence(workers: int, make_source: Any) -> None:
+    def broken(item: StreamedSample) -> int:
+        raise DamagedSample("gone")
+
+    stream = ShardStream(make_source(30), 5, workers=workers, transform=broken, damage_budget=1, damaged_in_a_row=4)
+    with pytest.raises(DamagedSample, match=r"^4 samples of list in a row are damaged; the last: gone$"):
+        list(stream)
+    assert stream.counts.read == stream.counts.substituted == 4
+
+
+def test_the_damage_budget_is_for_each_epoch(shard_folder: Path) -> None:
+    damage(shard_folder, 3)
+    stream = ShardStream(shard_folder, 5, damage_budget=0.02)
+    for _ in range(3):
+        list(stream)
+    assert len(stream.ledger) == 3
+    damage(shard_folder, 4)
+    with pytest.raises(DamagedSample, match=r"^2 of 50 samples are damaged"):
+        list(ShardStream(shard_folder, 5, damage_budget=0.02))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_quarantined_batches_are_passed_over_and_nothing_else_moves(workers: int, shard_folder: Path) -> None:
+    whole = global_batches(shard_folder, 8, 16)
+    stream = ShardStream(shard_folder, 8, workers=workers, transform=position_and_key, quarantine=[0, 9])
+    assert len(stream) == 6
+    read = list(stream.batches(3))
+    assert stream.number == 3
+    state = stream.state_dict()
+    read += list(stream.batches(2))
+    bad = stream.number
+    assert bad == 5
+    stream.load_state_dict(state)  # back to before the batch that did harm
+    stream.quarantine(bad)
+    read = read[:3] + list(stream.batches(8))
+    assert read == [whole[b] for b in (1, 2, 3, 4, 6, 7, 8, 10, 11, 12, 13)]
+    assert stream.state_dict()["quarantine"] == [0, 5, 9]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_quarantine_travels_with_the_state(world: int, shard_folder: Path) -> None:
+    whole = global_batches(shard_folder, 8, 10)
+    first = ShardStream(shard_folder, 8, quarantine=[4])
+    list(first.batches(2))
+    state = json.loads(json.dumps(first.state_dict()))
+    streams = [
+        ShardStream(shard_folder, 8, rank=r, world=world, transform=position_and_key, quarantine=[6])
+        for r in range(world)
+    ]
+    for stream in streams:
+        stream.load_state_dict(state)
+    parts = zip(*(stream.batches(4) for stream in streams), strict=True)
+    assert [list(itertools.chain(*ranks)) for ranks in parts] == [whole[b] for b in (2, 3, 5, 7)]
+
+
+def test_batches_under_way_are_not_changed_by_a_quarantine(shard_folder: Path) -> None:
+    """What is read ahead cannot be: so the call that runs goes on alike with and without workers."""
+    for workers in (0, 1):
+        stream = ShardStream(shard_folder, 8, workers=workers, transform=position_and_key)
+        batches = stream.batches(3)
+        first = next(batches)
+        stream.quarantine(1)
+        assert [first, *batches] == global_batches(shard_folder, 8, 3)
+
+
+@pytest.mark.parametrize("prefetch", [1, 5])
+def test_prefetch_and_lasting_workers_change_nothing(prefetch: int, shard_folder: Path) -> None:
+    reference = global_batches(shard_folder, 8, 19)
+    stream = ShardStream(shard_folder, 8, workers=2, prefetch=prefetch, transform=position_and_key)
+    lasting = list(stream.batches(19))  # the same workers across epochs
+    stream = ShardStream(shard_folder, 8, workers=2, prefetch=prefetch, transform=position_and_key)
+    anew = list(stream) + list(stream) + list(stream)  # new ones for each
+    assert lasting == anew == reference
+
+
+def test_worker_init_runs_in_each_worker(shard_folder: Path, tmp_path: Path) -> None:
+    def note(number: int) -> None:
+        (tmp_path / f"{number}-{os.getpid()}").touch()
+
+    list(ShardStream(shard_folder, 8, workers=2, worker_init=note))
+    names = sorted(path.name for path in tmp_path.glob("?-*"))
+    assert [name[0] for name in names] == ["0", "1"]
+    assert str(os.getpid()) not in {name[2:] for name in names}
+
+
 def test_transform_may_refuse_a_sample(make_source: Any) -> None:
     def refuse_odd(item: StreamedSample) -> int:
         number = item.sample.metadata["n"]
@@ -196,7 +318,7 @@ def test_all_damaged_ends() -> None:
         def fingerprint(self) -> str:
             return "0"
 
-    with pytest.raises(DamagedSample, match="3 samples in a row are damaged; the last: gone"):
+    with pytest.raises(DamagedSample, match=r"^3 samples of broken in a row are damaged; the last: gone$"):
         list(ShardStream(Broken(), 1, damage_budget=1.0))
 
 
@@ -208,10 +330,14 @@ def test_all_damaged_ends() -> None:
         ({"global_batch": 8, "world": 0}, "`rank` (=0) must be at least 0 and less than `world` (=0)"),
         ({"global_batch": 0}, "`global_batch` (=0) must be at least 1"),
         ({"global_batch": 8, "workers": -1}, "`workers` (=-1) must be at least 0"),
+        ({"global_batch": 8, "prefetch": 0}, "`prefetch` (=0) must be at least 1"),
+        ({"global_batch": 8, "quarantine": [-1]}, "`quarantine` (=-1) must be at least 0"),
+        ({"global_batch": 8, "damage_budget": 2}, "`damage_budget` (=2) must be between 0 and 1"),
+        ({"global_batch": 8, "damaged_in_a_row": 0}, "`damaged_in_a_row` (=0) must be at least 1"),
         ({"global_batch": 8, "seed": -1}, "`seed` (=-1) must be at least 0 and less than 2**64"),
     ],
 )
-def test_refusals(options: dict[str, int], message: str, make_source: Any) -> None:
+def test_refusals(options: dict[str, Any], message: str, make_source: Any) -> None:
     with pytest.raises(UserError) as error:
         ShardStream(make_source(3), **options)
     assert str(error.value) == message
@@ -224,13 +350,31 @@ def test_refuses_an_empty_source_and_a_folder_without_a_build(make_source: Any, 
         ShardStream(tmp_path, 1)
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"global_batch": 10}, {"fingerprint": "0"}])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"global_batch": 10}])
 def test_stale_state_is_refused(other: dict[str, Any], shard_folder: Path) -> None:
     stream = ShardStream(shard_folder, 5)
     state = {**stream.state_dict(), **other}
     ((name, value),) = other.items()
     with pytest.raises(UserError, match=rf"^`{name}` \(=.*\) must be {value}, as in the saved stream state$"):
         stream.load_state_dict(state)
+
+
+def test_state_of_another_manifest_is_refused(shard_folder: Path, tmp_path: Path, make_source: Any) -> None:
+    build_shards(make_source(51), tmp_path / "longer", samples_per_shard=8)
+    state = ShardStream(tmp_path / "longer", 5).state_dict()
+    with pytest.raises(
+        UserError, match=r"^`sources` \(=set, fingerprint \w{16}\) must be longer, fingerprint \w{16}, as"
+    ):
+        ShardStream(shard_folder, 5).load_state_dict(state)
+
+
+def test_state_is_json_and_does_not_grow(shard_folder: Path) -> None:
+    stream = ShardStream(shard_folder, 8)
+    sizes = []
+    for _ in range(4):
+        list(stream.batches(100))
+        sizes.append(len(json.dumps(stream.state_dict())))
+    assert max(sizes) - min(sizes) <= 1  # a digit of the position
 
 
 def test_rng_is_numpy_philox(shard_folder: Path) -> None:

@@ -18,10 +18,7 @@ from shards.reader import ShardSet
 from shards.sample import Region, Relation, Sample
 from shards.sources.scenes import ScenesSource
 from shards.write import build_shards
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+from tests.shards.folders import contents
 
 
 def test_round_trip(tmp_path: Path, make_source: Any) -> None:

@@ -1,0 +1,52 @@
+"""The trunk `joint`: text and image as one sequence that attends to itself (VisualBERT, UNITER, ViLT and their kin).
+
+Shapes: B pairs, L text tokens, N image tokens, T = L + N, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.models.blocks import SelfBlock, initialize, run
+from pretrain.models.config import FusionConfig
+from pretrain.models.interface import Attention, Encoded, Fused, Memory
+from pretrain.models.masks import joint_mask
+from pretrain.models.pooler import PairPooler
+from shards.errors import UserError
+
+
+class Joint(nn.Module):
+    """Both sides embedded -> both sides contextualised, under any attention policy."""
+
+    def __init__(self, config: FusionConfig, text_width: int, image_width: int) -> None:
+        super().__init__()
+        if text_width != image_width:
+            raise UserError(f"`model.vision` yields width {image_width}; `joint` needs that of the text, {text_width}")
+        self.recompute = config.recompute
+        self.image_norm = nn.LayerNorm(text_width, config.eps) if config.image_on_text else None
+        self.types = nn.Embedding(2, text_width) if config.types else None
+        self.blocks = nn.ModuleList(SelfBlock(text_width, config.block, config.multiway) for _ in range(config.depth))
+        self.final_norm = nn.LayerNorm(text_width, config.eps) if config.norm == "pre" else nn.Identity()
+        self.pooler = PairPooler(config, text_width, image_width)
+        initialize(self)
+
+    def remember(self, image: Encoded) -> Memory:
+        """The embedded image: everything else depends on the text too."""
+        return Memory(image.mask_BT, self._typed(image.tokens_BTD, 1))
+
+    def forward(self, text: Encoded, memory: Memory, attention: Attention = "bidirectional") -> Fused:
+        """Row i with row i."""
+        assert memory.tokens_BND is not None
+        texts = text.tokens_BTD.shape[1]
+        text_BLD = self._typed(text.tokens_BTD, 0)
+        if self.image_norm is not None:
+            text_BLD = text_BLD + self.image_norm(memory.tokens_BND[:, :1])
+        x_BTD = torch.cat([text_BLD, memory.tokens_BND], 1)
+        mask_B1TT = joint_mask(text.mask_BT, memory.mask_BN, attention, text.prefix_BT)
+        for block in self.blocks:
+            x_BTD = run(block, self.recompute, x_BTD, mask_B1TT, texts)
+        x_BTD = self.final_norm(x_BTD)
+        text_BLD, image_BND = x_BTD[:, :texts], x_BTD[:, texts:]
+        return Fused(text_BLD, image_BND, self.pooler(text_BLD, image_BND))
+
+    def _typed(self, x_BTD: Tensor, modality: int) -> Tensor:
+        return x_BTD if self.types is None else x_BTD + self.types.weight[modality]

@@ -1,0 +1,157 @@
+"""Finds the members of a tar of anybody's making, past damage that makes other readers stop early.
+
+    bytes -> header after header -> members (name, offset, size) and faults (what is wrong, where, how much is skipped)
+
+USTAR, GNU (long names, large sizes) and pax headers are read. Unlike `tarfile`, a header that does not match its
+checksum, and the end of an archive with something behind it, do not end the walk: it goes on at the next sound header.
+"""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BLOCK = 512
+PADDING = 20 * BLOCK
+"""What tar pads archives to; more zeros than that at the end are missing data."""
+
+Buffer = bytes | mmap.mmap
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_FILE, _LONG_NAME, _PAX, _PAX_GLOBAL = {"0", "\0", "7"}, "L", "x", "g"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in the tar: its content is bytes offset to offset + size."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is wrong, from byte `offset` on.
+
+    Attributes:
+        kind: damaged_header, joined_archives, zero_tail, cut, no_end or not_a_file.
+    """
+
+    kind: str
+    offset: int
+    detail: str
+
+    def __str__(self) -> str:
+        return f"at byte {self.offset}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: str
+    size: int
+    kind: str
+
+
+def walk(view: Buffer) -> Iterator[Member | Fault]:
+    """Members and faults in the order of the file."""
+    offset, long_name, long_size = 0, None, None
+    size = len(view)
+    while offset + BLOCK <= size:
+        block = bytes(view[offset : offset + BLOCK])
+        if block == bytes(BLOCK):
+            following = _next_header(view, offset)
+            if following is None:
+                yield from _end(offset, size)
+                return
+            yield Fault("joined_archives", offset, f"the archive ends, and another begins at byte {following}")
+            offset = following
+            continue
+        header = parse_header(block)
+        if header is None:
+            following = _next_header(view, offset)
+            skipped = (size if following is None else following) - offset
+            yield Fault("damaged_header", offset, f"a damaged header; {skipped} bytes are skipped")
+            if following is None:
+                return
+            offset, long_name, long_size = following, None, None
+            continue
+        content, length = offset + BLOCK, header.size if long_size is None else long_size
+        if content + length > size:
+            yield Fault("cut", offset, f"the file ends inside {long_name or header.name}")
+            return
+        offset = content + length + -length % BLOCK
+        if header.kind == _LONG_NAME:
+            long_name = bytes(view[content : content + length]).rstrip(b"\0").decode("utf-8", "replace")
+        elif header.kind == _PAX:
+            values = _pax(bytes(view[content : content + length]))
+            long_name = values.get("path", long_name)
+            long_size = int(values["size"]) if values.get("size", "").isdecimal() else None
+        elif header.kind != _PAX_GLOBAL:
+            name = long_name or header.name
+            if header.kind in _FILE:
+                yield Member(name, content, length)
+            elif header.kind != "5":
+                yield Fault("not_a_file", content - BLOCK, f"{name} is a link or a device, which is not followed")
+            long_name, long_size = None, None
+    yield Fault("no_end", offset, "the file ends without the end of an archive, so members may be missing")
+
+
+def parse_header(block: bytes) -> _Header | None:
+    """Name, size and type of a sound header; None where the block is none."""
+    try:
+        stored = int(block[148:156].rstrip(b"\0 ") or b"x", 8)
+    except ValueError:
+        return None
+    if len(block) < BLOCK or stored != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        return None
+    size = _number(block[124:136])
+    if size is None:
+        return None
+    prefix = block[345:500] if block[257:263] == _MAGIC + b"\0" else b""
+    parts = [part.split(b"\0", 1)[0].decode("utf-8", "surrogateescape") for part in (prefix, block[:100])]
+    return _Header("/".join(part for part in parts if part), size, chr(block[156]))
+
+
+def _number(field: bytes) -> int | None:
+    """Octal text, or GNU's base 256 for sizes from 8 GiB."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.rstrip(b"\0 ") or b"0", 8)
+    except ValueError:
+        return None
+
+
+def _pax(content: bytes) -> dict[str, str]:
+    """The records "LENGTH KEY=VALUE\\n"; what cannot be read ends them."""
+    values: dict[str, str] = {}
+    while content:
+        length, _, _ = content.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(content):
+            break
+        record, content = content[: int(length)], content[int(length) :]
+        key, _, value = record[len(length) + 1 : -1].partition(b"=")
+        values[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+    return values
+
+
+def _next_header(view: Buffer, offset: int) -> int | None:
+    """Where the next sound header behind `offset` begins, at any byte: bytes may have been lost before it."""
+    found = view.find(_MAGIC, offset + 1 + _MAGIC_AT)
+    while found >= 0:
+        start = found - _MAGIC_AT
+        if parse_header(bytes(view[start : start + BLOCK])):
+            return start
+        found = view.find(_MAGIC, found + 1)
+    # Archives from before USTAR have no magic, but are made of whole blocks.
+    for start in range(offset + BLOCK, len(view) - BLOCK + 1, BLOCK):
+        if view[start] and parse_header(bytes(view[start : start + BLOCK])):
+            return start
+    return None
+
+
+def _end(offset: int, size: int) -> Iterator[Fault]:
+    rest = size - offset
+    if rest < 2 * BLOCK:
+        yield Fault("no_end", offset, "the file ends without the end of an archive, so members may be missing")
+    elif rest > PADDING + BLOCK:
+        yield Fault("zero_tail", offset, f"the last {rest} bytes hold no header, so members may be missing")
