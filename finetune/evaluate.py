@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from finetune import facts
+from finetune.analysis import analyse, groups_of
 from finetune.bootstrap import intervals
 from finetune.compatibility.material import Material
 from finetune.compatibility.modes import check_captions, run_modes
@@ -29,9 +30,13 @@ DATASETS = {"coco_5k": (5000, 1), "coco_1k": (5000, 5), "flickr30k": (1000, 1)} 
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure; `rerank` is k of the second stage, 0 for none, `compat` the modes to print beside.
+    """How to measure.
 
-    `every_pair` ranks by the matching head alone, which reads every image with every text.
+    Attributes:
+        rerank: k of the second stage, 0 for none.
+        every_pair: Rank by the matching head alone, which reads every image with every text.
+        compat: Published evaluators whose figures stand beside, `compat_images` their fixed list of images.
+        group_by: The metadata field whose confusions are counted.
     """
 
     rerank: int = 0
@@ -41,6 +46,7 @@ class Options:
     device: str = "cpu"
     compat: tuple[str, ...] = ()
     compat_images: tuple[str, ...] = ()
+    group_by: str | None = None
     batching: Batching = field(default_factory=Batching)
 
 
@@ -115,6 +121,8 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
     folds = data.folds(options.folds)
     check_captions(options.compat, int(np.bincount(data.image_T).min()))
     subset = _subset(data, options.compat_images)
+    if options.group_by:
+        groups_of(data, options.group_by)
     scorer = Scorer(checkpoint, data, options.device, options.batching)
     similarity_IT, logit_IT = scorer.every_pair() if options.every_pair else (scorer.similarity(), None)
     sides = [Side(fold, by_image=True) for fold in folds] + [Side(fold, by_image=False) for fold in folds]
@@ -135,6 +143,7 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
         ranks=digest(ranks.to_bytes()),
         extended=_extended(data, similarity_IT, i2t, t2i),
         compatibility=_compatibility(scorer, similarity_IT, logit_IT, options, subset),
+        analysis=analyse(data, similarity_IT, "itm" if options.every_pair else "itc", i2t, t2i, options.group_by),
         command=labels.command,
         versions=facts.versions(),
         machine=facts.machine(options.device),

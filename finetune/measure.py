@@ -48,6 +48,7 @@ class Request:
     captions: Literal["all", "first5"]
     compat: tuple[str, ...]
     compat_images: Path | None
+    group_by: str | None
     name: str | None
     dataset: str | None
     system: str
@@ -88,7 +89,7 @@ def measure(request: Request, out: Path, overwrite: bool) -> Results:
     data = RetrievalSet.from_source(corpus.source, request.captions)
     if world_from_environment() > 1:
         device = join(device, request.device)
-    options = Options(rerank, every_pair, request.score, folds, device, request.compat, images)
+    options = Options(rerank, every_pair, request.score, folds, device, request.compat, images, request.group_by)
     measured = evaluate(checkpoint, data, labels, options)
     if distributed.rank() == 0:
         _write(measured, data, out)

@@ -166,6 +166,7 @@ def carry_out(asked: Asked, planned: Plan) -> list[Results]:
         captions=cast(Literal["all", "first5"], planned.recipe.captions),
         compat=(compat,) if usable else (),
         compat_images=None,
+        group_by=None,
         name=f"{planned.recipe.system}, measured",
         dataset=None,
         system=planned.recipe.system,

@@ -111,6 +111,55 @@ class AsPrinted(Section):
     lines: dict[str, float]
 
 
+class WordMiss(Section):
+    """A word in `texts` of the texts, and how often those, and all others, find their image first, in percent."""
+
+    word: str
+    texts: int
+    r1: float
+    others_r1: float
+
+
+class Confusion(Section):
+    """`queries` of the `of` queries of group `own` had a wrong first answer from group `found`."""
+
+    own: str
+    found: str
+    queries: int
+    of: int
+
+
+class RerankPoint(Section):
+    """Recall with k re-ranked candidates, in percent; the ceilings are what re-ranking cannot exceed at R@1."""
+
+    k: int
+    i2t_r1: float
+    t2i_r1: float
+    rsum: float
+    i2t_ceiling: float
+    t2i_ceiling: float
+
+
+class Histogram(Section):
+    """Shares of right and wrong pairs by score; `edges` are one more than the bins."""
+
+    score: Literal["itc", "itm"]
+    edges: list[float]
+    right: list[float]
+    wrong: list[float]
+
+
+class Analysis(Section):
+    """What the report shows beside the figures; see `analysis.py`. `group_by` is empty where nothing was grouped."""
+
+    words: list[WordMiss]
+    group_by: str
+    confusions_i2t: list[Confusion]
+    confusions_t2i: list[Confusion]
+    rerank: list[RerankPoint]
+    histogram: Histogram
+
+
 class Found(Section):
     """A gallery item in its place: an image's key, with the text that was found or, for an image, its first caption."""
 
@@ -159,6 +208,7 @@ class Results(Section):
     ranks: str
     extended: Extended | None = None
     compatibility: list[AsPrinted] = Field([])
+    analysis: Analysis | None = None
     command: str
     versions: dict[str, str]
     machine: dict[str, str | int]

@@ -49,6 +49,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Also what this code prints: vse++, uniter, oscar, albef, blip, vilt ...")
     ] = None,
     compat_images: Annotated[Path | None, typer.Option(help="Fixed list of images for oscar, one id a line.")] = None,
+    group_by: Annotated[str | None, typer.Option(help="Metadata field: count confusions between its groups.")] = None,
     name: Annotated[str | None, typer.Option(help="Label of the row. [default: the run folder's name]")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="coco_5k, coco_1k or flickr30k to stand beside published rows, or any heading.")
@@ -78,6 +79,7 @@ def evaluate(
             captions=captions.value,
             compat=tuple(compat or ()),
             compat_images=compat_images,
+            group_by=group_by,
             name=name,
             dataset=dataset,
             system=system,
