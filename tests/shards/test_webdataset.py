@@ -258,6 +258,12 @@ ODD: dict[str, tuple[list[Pair], list[str], dict[str, int], dict[str, int]]] = {
     "no image": ([A_TXT, *sample(2)], ["caption 2"], {}, {"no_image": 1}),
     "no caption": ([A_PNG, ("b.png", A_PNG[1]), ("b.txt", b" \n"), *sample(2)], ["caption 2"], {}, {"no_caption": 2}),
     "caption not UTF-8": ([A_PNG, ("a.txt", b"\xff\xfe"), *sample(2)], ["caption 2"], {}, {"caption_unreadable": 1}),
+    "half a surrogate": (
+        [A_PNG, ("a.json", b'{"caption": "\\ud800"}'), *sample(2)],
+        ["caption 2"],
+        {},
+        {"caption_unreadable": 1},
+    ),
     "image damaged": ([("a.png", b"none"), A_TXT, *sample(2)], ["caption 2"], {}, {"image_unreadable": 1}),
     "json damaged": ([A_PNG, ("a.json", b"{"), A_TXT], ["caption 1"], {"json_unreadable": 1}, {}),
     "json alone": (sample(1)[:2], ["caption 1"], {}, {}),
