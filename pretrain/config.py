@@ -174,6 +174,11 @@ class RunConfig(Section):
     """The run folder and its rhythm, in optimizer steps.
 
     `resume`: `never` refuses a folder that holds a run, `auto` continues it or starts, `overwrite` deletes it first.
+    Of the checkpoints the newest `keep_last` stay, and those of steps that `keep_every` divides. `on_save_failure`:
+    after a checkpoint that could not be written (a full disk) the run stops, or goes on to the next one.
+    A batch whose loss or gradient is not finite, or whose loss is `spike` standard deviations above the last ones, is
+    quarantined: the run goes back to its last checkpoint and past that batch, at most `max_rollbacks` times.
+    A rank without a step (and the save behind it) for `silence_timeout` seconds ends with a stack of its threads.
     """
 
     out: str = ""
@@ -182,12 +187,37 @@ class RunConfig(Section):
     log_every: int = Field(20, ge=1)
     save_every: int = Field(1000, ge=1)
     keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    on_save_failure: Literal["stop", "continue"] = "stop"
+    max_rollbacks: int = Field(3, ge=0)
+    spike: float | None = Field(None, gt=0)
+    silence_timeout: float = Field(1800, gt=0)
     resume: Literal["never", "auto", "overwrite"] = "never"
+
+
+class SystemConfig(Section):
+    """Which published system a configuration describes; read by `pretrain systems`, without effect on a run.
+
+    `vocabulary` is the number of tokens of the published tokenizer. `parameters` is the published count and `counts`
+    what it covers: `all`, the `model` without heads, that without text embeddings too (`no_embeddings`), its
+    `text_and_trunk`, or its `trunk`; `source` says where it is from. `held_by` names the test that holds its
+    composition against an independent implementation.
+    """
+
+    name: str
+    stream: Literal["single", "dual"]
+    paper: str
+    vocabulary: int = Field(ge=1)
+    parameters: float | None = Field(None, gt=0)
+    counts: Literal["all", "model", "no_embeddings", "text_and_trunk", "trunk"] = "all"
+    source: str | None = None
+    held_by: str
 
 
 class PretrainConfig(Section):
     """Everything a run is made of."""
 
+    system: SystemConfig | None = None
     model: ModelConfig = ModelConfig()
     objectives: ObjectivesConfig = ObjectivesConfig()
     data: DataConfig = DataConfig()

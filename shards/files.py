@@ -86,7 +86,7 @@ class RemoteFiles:
         try:
             manifest = self.folder.read(MANIFEST, decode_manifest)
         except NotServed as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if error.absent:
                 raise UserError(f"`shards` (={self.folder.url}) has no {MANIFEST}") from None
             raise Stopped(str(error)) from error
         check_version(manifest, f"{self.folder.url}/{MANIFEST}")

@@ -26,6 +26,7 @@ FOR_GOOD = range(400, 500)
 """HTTP statuses that another try does not change,"""
 BUSY = {408, 425, 429}
 """but for these."""
+ABSENT = {404, 410}
 
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
 ONE_TRY: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}}
@@ -35,7 +36,11 @@ log = logging.getLogger(__name__)
 
 
 class NotServed(OSError):
-    """A remote file cannot be read, after all tries."""
+    """A remote file cannot be read, after all tries; `absent` where the server says that there is none."""
+
+    def __init__(self, message: str, absent: bool = False) -> None:
+        super().__init__(message)
+        self.absent = absent
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class RemoteFolder:
             import fsspec
 
             options = ONE_TRY.get(self.protocol, {})
-            made = fsspec.filesystem(self.protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+            made = fsspec.filesystem(self.protocol, skip_instance_cache=True, **options)
             if self.protocol in ONE_TRY:
                 made.retries = 1
             self._filesystems[process] = made
@@ -143,13 +148,12 @@ class RemoteFolder:
                 status, advice = _reply(error)
                 reason = _sentence(error, status)
                 pause = advice if advice is not None else wait * self._random.uniform(0.5, 1.0)
-                hopeless = isinstance(error, FileNotFoundError | PermissionError) or (
-                    status in FOR_GOOD and status not in BUSY
-                )
+                absent = isinstance(error, FileNotFoundError) or status in ABSENT
+                hopeless = absent or isinstance(error, PermissionError) or (status in FOR_GOOD and status not in BUSY)
                 late = time.monotonic() + pause - start > self.patience.total
                 if hopeless or late or tried == self.patience.tries:
                     times = "" if tried == 1 else f" after {tried} tries in {time.monotonic() - start:.0f} s"
-                    raise NotServed(f"{self.url}/{name} cannot be read{times}: {reason}") from error
+                    raise NotServed(f"{self.url}/{name} cannot be read{times}: {reason}", absent) from error
                 log.debug("%s/%s: %s; again in %.1f s", self.url, name, reason, pause)
                 time.sleep(pause)
                 wait *= 2
@@ -197,7 +201,7 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _sentence(error: BaseException, status: int | None) -> str:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or status in ABSENT:
         return "not found"
     if status is not None:
         return f"status {status}"

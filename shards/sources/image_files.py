@@ -12,12 +12,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.errors import DamagedSample, UserError
-from shards.sample import Identity, Region, Relation, Sample
+from shards.sample import Identity, Region, Relation, Sample, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +160,5 @@ def _unique_keys(files: list[str], within: str) -> list[str]:
 def _fingerprint(records: list[Record], sizes: list[int]) -> str:
     digest = hashlib.sha256()
     for record, size in zip(records, sizes, strict=True):
-        values = asdict(record)
-        digest.update(json.dumps([values, size], sort_keys=True).encode())
+        digest.update(json.dumps([record, size], sort_keys=True, default=plain).encode())
     return digest.hexdigest()
