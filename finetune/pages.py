@@ -13,4 +13,5 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = lambda value, digits=1: "–" if value is None else f"{value:.{digits}f}"
+    environment.filters["widest"] = lambda interval: max(map(abs, interval))
     return environment.get_template(template).render(**values)

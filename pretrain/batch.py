@@ -41,6 +41,7 @@ class Batch(Rows):
         region_labels_BK: int64 [B, K], -100 where unknown.
         region_attributes_BKA: int64 [B, K, A], -100 where there is none.
         region_probabilities_BKC: float32 [B, K, C], what the detector believes; one-hot of the label without it.
+        pollution_B: int64 [B], 0 where the text is the image's own, 1 or 2 where a part of it is not.
         masked_regions_BK: bool [B, K], regions that masked region modelling hides.
         image_sizes_B2: int64 [B, 2], height and width in pixels of what is an image and not padding.
     """
@@ -60,6 +61,7 @@ class Batch(Rows):
     region_attributes_BKA: Tensor | None = None
     region_probabilities_BKC: Tensor | None = None
     masked_regions_BK: Tensor | None = None
+    pollution_B: Tensor | None = None
     image_sizes_B2: Tensor | None = None
 
     def __len__(self) -> int:

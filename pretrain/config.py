@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from pretrain.fitting import misfit, missing_regions
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
@@ -45,7 +46,7 @@ class RegionsConfig(Section):
 
 
 class WeightedShards(Section):
-    """One part of a mixture: a folder that `shards build` wrote, and its weight beside the others'.
+    """One part of a mixture: a folder that `shards build` wrote, or its URL, and its weight beside the others'.
 
     `selection` is a list of the samples that are kept (`shards.selection`); null keeps all.
     """
@@ -58,14 +59,19 @@ class WeightedShards(Section):
 class DataConfig(Section):
     """What is read and how it is batched.
 
-    `shards` is a folder that `shards build` wrote, or a list of `WeightedShards`. `tokenizer` is a tokenizer.json or a
-    folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
+    `shards` is a folder that `shards build` wrote, its URL, or a list of `WeightedShards`; `cache` is a local folder
+    for remote ones, shared by the processes of a node, which grows to `cache_gigabytes`; null reads each sample where
+    it lies. `damage_budget` is the largest fraction of an epoch that may be damaged. `tokenizer` is a tokenizer.json or
+    a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
     other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
     `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
     captions. `regions` null reads none.
     """
 
     shards: str | list[WeightedShards] = ""
+    cache: str | None = None
+    cache_gigabytes: float = Field(100.0, gt=0)
+    damage_budget: float = Field(0.01, ge=0, le=1)
     tokenizer: str = ""
     global_batch: int = Field(256, ge=1)
     max_tokens: int = Field(40, ge=4)
@@ -168,6 +174,11 @@ class RunConfig(Section):
     """The run folder and its rhythm, in optimizer steps.
 
     `resume`: `never` refuses a folder that holds a run, `auto` continues it or starts, `overwrite` deletes it first.
+    Of the checkpoints the newest `keep_last` stay, and those of steps that `keep_every` divides. `on_save_failure`:
+    after a checkpoint that could not be written (a full disk) the run stops, or goes on to the next one.
+    A batch whose loss or gradient is not finite, or whose loss is `spike` standard deviations above the last ones, is
+    quarantined: the run goes back to its last checkpoint and past that batch, at most `max_rollbacks` times.
+    A rank without a step (and the save behind it) for `silence_timeout` seconds ends with a stack of its threads.
     """
 
     out: str = ""
@@ -176,6 +187,11 @@ class RunConfig(Section):
     log_every: int = Field(20, ge=1)
     save_every: int = Field(1000, ge=1)
     keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    on_save_failure: Literal["stop", "continue"] = "stop"
+    max_rollbacks: int = Field(3, ge=0)
+    spike: float | None = Field(None, gt=0)
+    silence_timeout: float = Field(1800, gt=0)
     resume: Literal["never", "auto", "overwrite"] = "never"
 
 
@@ -199,9 +215,33 @@ class PretrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _fused_objectives_need_a_trunk(self) -> "PretrainConfig":
-        if self.model.fusion.trunk == "none" and (self.objectives.itm or self.objectives.mlm):
+    def _objectives_fit_the_model(self) -> "PretrainConfig":
+        objectives, regions = self.objectives, self.data.regions
+        hide = regions.hide if regions else None
+        if reason := misfit(objectives, self.model.fusion) or missing_regions(objectives, hide):
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _pollution_has_a_second_segment(self) -> "PretrainConfig":
+        pollution, second = self.objectives.pollution, self.data.second
+        if pollution and second is None:
+            raise ValueError("`objectives.pollution` needs a second segment, so `data.second` must not be null")
+        if pollution and pollution.kind == "three_way" and second != "tags":
             raise ValueError(
-                "`objectives.itm` and `objectives.mlm` read fused features, so `model.fusion.trunk` must not be `none`"
+                f"`objectives.pollution.kind` (=three_way) needs tags, so `data.second` (={second}) must be tags"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_towers_are_whole(self) -> "PretrainConfig":
+        if self.objectives.momentum is None:
+            return self
+        if self.engine.zero == 3:
+            raise ValueError(
+                "`objectives.momentum` moves whole copies of the weights, of which `engine.zero` (=3) leaves each rank "
+                "a part: use 0, 1 or 2"
+            )
+        if self.engine.deepspeed.get("fp16", {}).get("enabled"):
+            raise ValueError("`objectives.momentum` keeps float32 copies, which `engine.deepspeed.fp16` would round")
         return self

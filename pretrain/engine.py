@@ -3,10 +3,13 @@
 Works under `deepspeed`, torchrun, Slurm variables set by either, or no launcher at all (one process).
 """
 
+import atexit
+import contextlib
 import logging
 import math
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +36,20 @@ import deepspeed  # reads the variable above when imported
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
+LAST_SECONDS = 10.0
+"""Longest wait, at the end of a process, for threads that finish a collective."""
 
 
-class NonFinite(Stopped):
-    """A loss or the gradient became NaN or infinite; the optimizer has not moved."""
+class Sick(Stopped):
+    """A batch must not move the weights, and has not: all ranks stop alike, before the optimizer moves."""
+
+
+class NonFinite(Sick):
+    """A loss or the gradient became NaN or infinite."""
+
+
+class Spike(Sick):
+    """The loss is far above what it was."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,10 @@ def start_process_group() -> torch.device:
             os.environ.update({name: str(value) for name, value in alone.items()})
         _leave_out_shared_memory_op()
         backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
+        if restarts := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+            _join_again(backend, restarts)
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        atexit.register(_end_process_group)
         _share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
     if device.type == "cpu":
@@ -90,6 +106,7 @@ class Engine:
     """
 
     def __init__(self, task: Task, config: PretrainConfig) -> None:
+        self.task = task
         arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
         self._engine, *_ = deepspeed.initialize(
@@ -99,10 +116,11 @@ class Engine:
         self._optimizer = optimizer
         self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
-    def step(self, batch: Batch, lr: float, stop: bool = False) -> Stepped:
+    def step(self, batch: Batch, lr: float, stop: bool = False, limit: float = math.inf) -> Stepped:
         """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
 
         Raises:
+            Spike: the loss is above `limit`, on all ranks alike, before the optimizer moves.
             NonFinite: on all ranks alike, before the optimizer moves. Under fp16, which finds its loss scale by
                 skipping steps, a gradient that is not finite is no fault.
         """
@@ -110,10 +128,14 @@ class Engine:
         stepped = _over_ranks(losses, stop)
         if sick := [name for name, value in stepped.losses.items() if not math.isfinite(value)]:
             raise NonFinite(f"the loss `{sick[-1]}` is {stepped.losses[sick[-1]]}; the optimizer has not moved")
+        if stepped.losses["loss"] > limit:
+            loss = stepped.losses["loss"]
+            raise Spike(f"the loss is {loss:.6g}, a spike above {limit:.6g}; the optimizer has not moved")
         self._engine.backward(losses["loss"])
         set_lr(self._engine.optimizer, lr)
         if not self._move():
             raise NonFinite("the gradient is not finite; the optimizer has not moved")
+        self.task.end()
         return stepped
 
     def _move(self) -> bool:
@@ -178,6 +200,37 @@ def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
 def _finite_gradient(module: nn.Module) -> bool:
     norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     return bool(norm.isfinite())  # host sync here
+
+
+def _join_again(backend: str, restarts: int) -> None:
+    """Joins a group that torchrun started again. Its store still has the addresses of the ranks that died."""
+    store, rank, world = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"restart-{restarts}", store), rank=rank, world_size=world)
+
+
+def _end_process_group() -> None:
+    """Ends the group while Python still runs, whatever ends the process.
+
+    A gloo thread lets go of its tensors a moment after their collective is done. For that it needs the interpreter, and
+    it aborts the process if that is going down by then. DeepSpeed keeps references to the group, so that destroying it
+    does not join the threads: they are waited for.
+    """
+    if dist.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    deadline, resting = time.monotonic() + LAST_SECONDS, 0
+    while resting < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)  # gives the interpreter to whoever waits for it
+        resting = resting + 1 if _gloo_rests() else 0
+
+
+def _gloo_rests() -> bool:
+    """Whether each thread that runs collectives sleeps; always true where the system does not tell."""
+    for thread in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            name, state = (thread / "stat").read_text().partition("(")[2].rsplit(") ", 1)
+            if "gloo" in name and not state.startswith("S"):
+                return False
+    return True
 
 
 def _free_port() -> int:

@@ -36,13 +36,15 @@ class Metrics:
         self._samples += samples
         self._waited += waited
         for name, value in losses.items():
-            self._sums["loss" if name == "loss" else f"loss/{name}"] += value
+            name = "loss" if name == "loss" else f"loss/{name}"
+            self._sums[name] += value
+            self._counts[name] += 1  # a step may train only some of the objectives
         self._bar.advance()
 
     def report(self, step: int, lr: float) -> None:
         """Writes the averages since the last report; `step` counts finished steps."""
         seconds = time.monotonic() - self._start
-        values = {name: total / self._steps for name, total in self._sums.items()}
+        values = {name: total / self._counts[name] for name, total in self._sums.items()}
         values |= {"lr": lr, "samples_per_second": self._samples / seconds, "data_wait": self._waited / seconds}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
@@ -59,6 +61,7 @@ class Metrics:
         self._start = time.monotonic()
         self._steps, self._samples, self._waited = 0, 0, 0.0
         self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
 
 
 class NoMetrics:

@@ -1,5 +1,8 @@
 """A model and its objectives as one module: batch in, named losses out. This is what the engine wraps."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -7,13 +10,32 @@ from pretrain.batch import Batch
 from pretrain.micro import MicroBatched
 from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import ModelConfig
+from pretrain.models.interface import VisionLanguageModel
+from pretrain.momentum import Momentum
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.objectives.itc import ITC
 from pretrain.objectives.itm import ITM
-from pretrain.objectives.mlm import MLM
-from pretrain.objectives.views import Views
+from pretrain.objectives.lm import LM
+from pretrain.objectives.mlm import MLM, Seq2Seq
+from pretrain.objectives.mrm import MRA, MRC, MRF
+from pretrain.objectives.objective import Objective
+from pretrain.objectives.pollution import Pollution
+from pretrain.objectives.views import Teacher, Views
+from pretrain.objectives.wra import WRA
+from pretrain.policy import draw_entry
 
-OBJECTIVES: dict[str, type[ITC | ITM | MLM]] = {"itc": ITC, "itm": ITM, "mlm": MLM}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "itc": ITC,
+    "itm": ITM,
+    "mlm": MLM,
+    "seq2seq": Seq2Seq,
+    "lm": LM,
+    "mrf": MRF,
+    "mrc": MRC,
+    "mra": MRA,
+    "wra": WRA,
+    "pollution": Pollution,
+}
 
 
 class Task(nn.Module):
@@ -25,22 +47,63 @@ class Task(nn.Module):
 
     def __init__(self, model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -> None:
         super().__init__()
+        self.config = objectives
         self.model = DuoModel(model, vocabulary)
-        chosen = {name: config for name in OBJECTIVES if (config := getattr(objectives, name)) is not None}
         self.objectives = nn.ModuleDict(
-            {name: OBJECTIVES[name](config, self.model.shape) for name, config in chosen.items()}
+            {name: OBJECTIVES[name](config, self.model.shape) for name, config in objectives.chosen.items()}
         )
-        self.weights = {name: config.weight for name, config in chosen.items()}
+        self.momentum = Momentum(objectives.momentum, self.model, self._heads()) if objectives.momentum else None
         self.micro_batches = 1  # the engine decides how much of a batch is held at a time
-        self.reads = {view for name in chosen for view in OBJECTIVES[name].reads}
+        self._active = list(objectives.chosen)
+
+    def begin(self, seed: int, step: int) -> None:
+        """Chooses what the forwards of this step train; every rank calls it with the same arguments."""
+        if self.config.policy == "one":
+            self._active = draw_entry(self.config.mix, seed, step)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns each objective's loss and, as `loss`, their weighted sum; each a float scalar of this rank's part."""
+        active = self._named(self._active)
+        views = Views(self._sized(self.model, batch), batch, _reads(active), self._teacher(batch))
+        losses = {name: objective(views) for name, objective in active.items()}
+        weights = self.config.chosen
+        return {"loss": sum(weights[name].weight * loss for name, loss in losses.items()), **losses}
+
+    def end(self) -> None:
+        """What follows when the optimizer has moved."""
+        if self.momentum is not None:
+            self.momentum.follow(self.model, self._heads())
+
+    def start_momentum(self) -> None:
+        """Sets the momentum towers to the weights as they are."""
+        if self.momentum is not None:
+            self.momentum.follow(self.model, self._heads(), start=True)
+
+    def _teacher(self, batch: Batch) -> Teacher | None:
+        momentum = self.momentum
+        if momentum is None:
+            return None
+        followers = {name: one for name, one in self._followers().items() if name in self._active}
+        views = Views(self._sized(momentum.model, batch), batch, _reads(followers))
+        return Teacher(views, momentum.heads, momentum.alpha)
+
+    def _sized(self, model: DuoModel, batch: Batch) -> VisionLanguageModel:
         rows = len(batch) // self.micro_batches
-        model = self.model if self.micro_batches == 1 else MicroBatched(self.model, rows)
-        views = Views(model, batch, self.reads)
-        losses = {name: objective(views) for name, objective in self.objectives.items()}
-        return {"loss": sum(self.weights[name] * loss for name, loss in losses.items()), **losses}
+        return model if self.micro_batches == 1 else MicroBatched(model, rows)
+
+    def _heads(self) -> dict[str, Objective]:
+        """What the momentum towers copy beside the model: heads whose predictions are distilled."""
+        return {name: one for name, one in self._followers().items() if isinstance(one, MLM)}
+
+    def _followers(self) -> dict[str, Objective]:
+        return {name: one for name, one in self._named(list(self.config.chosen)).items() if one.follows}
+
+    def _named(self, names: Sequence[str]) -> dict[str, Objective]:
+        return {name: cast(Objective, self.objectives[name]) for name in names}
+
+
+def _reads(objectives: Mapping[str, Objective]) -> set[str]:
+    return {view for objective in objectives.values() for view in objective.reads}
 
 
 def outline(model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -> Task:

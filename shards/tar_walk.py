@@ -15,6 +15,7 @@ PADDING = 20 * BLOCK
 """What tar pads archives to; more zeros than that at the end are missing data."""
 
 Buffer = bytes | mmap.mmap
+_MAGIC, _MAGIC_AT = b"ustar", 257
 _FILE, _LONG_NAME, _PAX, _PAX_GLOBAL = {"0", "\0", "7"}, "L", "x", "g"
 
 
@@ -105,7 +106,7 @@ def parse_header(block: bytes) -> _Header | None:
     size = _number(block[124:136])
     if size is None:
         return None
-    prefix = block[345:500] if block[257:263] == b"ustar\0" else b""
+    prefix = block[345:500] if block[257:263] == _MAGIC + b"\0" else b""
     parts = [part.split(b"\0", 1)[0].decode("utf-8", "surrogateescape") for part in (prefix, block[:100])]
     return _Header("/".join(part for part in parts if part), size, chr(block[156]))
 
@@ -134,7 +135,14 @@ def _pax(content: bytes) -> dict[str, str]:
 
 
 def _next_header(view: Buffer, offset: int) -> int | None:
-    """The next block behind `offset` that is a sound header: archives are made of whole blocks."""
+    """Where the next sound header behind `offset` begins, at any byte: bytes may have been lost before it."""
+    found = view.find(_MAGIC, offset + 1 + _MAGIC_AT)
+    while found >= 0:
+        start = found - _MAGIC_AT
+        if parse_header(bytes(view[start : start + BLOCK])):
+            return start
+        found = view.find(_MAGIC, found + 1)
+    # Archives from before USTAR have no magic, but are made of whole blocks.
     for start in range(offset + BLOCK, len(view) - BLOCK + 1, BLOCK):
         if view[start] and parse_header(bytes(view[start : start + BLOCK])):
             return start

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from finetune.evaluate import run_name
+from finetune.facts import run_name
 from finetune.measure import choose_device
 from finetune.pictures import thumbnail
 from finetune.search.encoder import Encoder, embeddings

@@ -1,6 +1,7 @@
 """Samples to batches: caption choice, tokens, masking, pixels; all of it in the loader's workers."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,11 +14,13 @@ from pretrain.batch import Batch, Draw
 from pretrain.config import PretrainConfig
 from pretrain.data.labels import RegionVocabulary
 from pretrain.data.masking import IGNORE, choose, mask_tokens
+from pretrain.data.pollution import Parts, draw_other, pollute
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
 from pretrain.data.tokenizer import Text, Tokenizer
 from pretrain.data.transforms import training_pixels
 from shards.errors import UserError
-from shards.sample import Sample
+from shards.sample import Identity, Sample
+from shards.sources.base import Source
 from shards.stream import StreamedSample
 
 
@@ -31,6 +34,7 @@ class Prepared(NamedTuple):
     group: int
     draws_K: np.ndarray
     regions: Regions | None
+    pollution: int
 
 
 def check_sample(config: PretrainConfig, sample: Sample) -> None:
@@ -64,10 +68,14 @@ def check_inputs(config: PretrainConfig, tokenizer: Tokenizer, sample: Sample) -
 
 @dataclass(frozen=True)
 class Preparation:
-    """Turns streamed samples into one `Batch`; picklable, so that workers can carry it."""
+    """Turns streamed samples into one `Batch`; picklable, so that workers can carry it.
+
+    `sources` are where other images' texts come from (`objectives.pollution`); without them none is polluted.
+    """
 
     config: PretrainConfig
     tokenizer: Tokenizer
+    sources: Sequence[Source] = ()
 
     @cached_property
     def vocabulary(self) -> RegionVocabulary:
@@ -78,11 +86,13 @@ class Preparation:
     def transform(self, item: StreamedSample) -> Prepared:
         sample, rng = item.sample, item.rng()
         check_sample(self.config, sample)
-        text = self._text(sample, rng)
-        masked_L, labels_L = self._mask(text.ids_L, rng)
+        parts = self._parts(item, rng)
+        text = self._text(parts, rng)
+        masked_L, labels_L = self._mask(text, rng)
         pixels_HWC = self._pixels(sample, rng)
         draws_K = rng.random(len(Draw))
-        return Prepared(pixels_HWC, text, masked_L, labels_L, self._group(item), draws_K, self._regions(sample, rng))
+        group, regions = self._group(item.identity, sample), self._regions(sample, rng)
+        return Prepared(pixels_HWC, text, masked_L, labels_L, group, draws_K, regions, parts.label)
 
     def collate(self, items: list[Prepared]) -> Batch:
         token_ids_BL, token_mask_BL = self.tokenizer.pad([item.text.ids_L for item in items])
@@ -96,13 +106,26 @@ class Preparation:
             masked_ids_BL=self.tokenizer.pad([item.masked_ids_L for item in items])[0],
             masked_labels_BL=torch.from_numpy(stack_rows([item.masked_labels_L for item in items], IGNORE)),
             group_B=torch.tensor([item.group for item in items]),
+            pollution_B=torch.tensor([item.pollution for item in items]) if self._pollutes else None,
             draws_BK=torch.from_numpy(np.stack([item.draws_K for item in items])),
             **(collate_regions(regions) if regions else {}),
         )
 
-    def _text(self, sample: Sample, rng: np.random.Generator) -> Text:
-        caption = self._caption(sample, rng)
-        return self.tokenizer.encode(caption, self.config.data.max_tokens, self._second(sample, caption, rng))
+    @property
+    def _pollutes(self) -> bool:
+        return self.config.objectives.pollution is not None
+
+    def _parts(self, item: StreamedSample, rng: np.random.Generator) -> Parts:
+        """Whose words make the text: the sample's own, unless it is polluted."""
+        sample, config = item.sample, self.config.objectives.pollution
+        if config is None or not self.sources:
+            return Parts(sample, sample, 0)
+        own = self._group(item.identity, sample)
+        return pollute(sample, config, lambda: draw_other(self.sources, self._group, own, rng), rng)
+
+    def _text(self, parts: Parts, rng: np.random.Generator) -> Text:
+        caption = self._caption(parts.caption, rng)
+        return self.tokenizer.encode(caption, self.config.data.max_tokens, self._second(parts.second, caption, rng))
 
     def _second(self, sample: Sample, caption: str, rng: np.random.Generator) -> str | None:
         match self.config.data.second:
@@ -133,17 +156,18 @@ class Preparation:
             return sample.captions[rng.integers(len(sample.captions))]
         return " ".join(sample.captions[i] for i in rng.permutation(len(sample.captions)))
 
-    def _mask(self, token_ids_L: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _mask(self, text: Text, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         config = self.config.objectives.mlm
         if config is None:
-            return token_ids_L, np.full_like(token_ids_L, IGNORE)
-        probability_L = np.full(len(token_ids_L), config.probability)
-        chosen_L = choose(self.tokenizer.words(token_ids_L), probability_L, config.unit, rng)
-        return mask_tokens(token_ids_L, chosen_L, self.tokenizer.mask_id, len(self.tokenizer), rng)
+            return text.ids_L, np.full_like(text.ids_L, IGNORE)
+        second = config.probability if config.second_probability is None else config.second_probability
+        probability_L = np.where(text.segments_L > 0, second, config.probability)
+        chosen_L = choose(self.tokenizer.words(text.ids_L), probability_L, config.unit, rng)
+        return mask_tokens(text.ids_L, chosen_L, self.tokenizer.mask_id, len(self.tokenizer), rng)
 
-    def _group(self, item: StreamedSample) -> int:
+    def _group(self, identity: Identity, sample: Sample) -> int:
         """63 bits of the group's name, or of the sample's identity: the same on every rank and in every run."""
         key = self.config.data.group_by
-        name = item.identity if key is None else item.sample.metadata[key]
+        name = identity if key is None else sample.metadata[key]
         digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         """What does not depend on the queries: two float [B, H, S, d]."""
         return self._split(self.key(keys_BSC)), self._split(self.value(keys_BSC))
 
-    def forward(self, x_BLD: Tensor, keys_and_values: tuple[Tensor, Tensor], mask_B1LS: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, keys_and_values: tuple[Tensor, Tensor], mask_B1LS: Tensor | None) -> Tensor:
         """Attends from `x_BLD` where `mask_B1LS` is True (size 1 where all queries see the same); float [B, L, D]."""
         q_BHLd, (k_BHSd, v_BHSd) = self._split(self.query(x_BLD)), keys_and_values
         dropout = self.dropout if self.training else 0.0
@@ -142,14 +142,22 @@ class CrossBlock(Block):
         self.feed_forward = FeedForward(width, shape)
         self._add_norms(width, shape, 3)
 
-    def forward(self, x_BLD: Tensor, mask_B1LL: Tensor, other: tuple[Tensor, Tensor], mask_B1LS: Tensor) -> Tensor:
-        """`other` is `cross_attention.keys_and_values` of the other modality, `mask_B1LS` what is there of it."""
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask_B1LL: Tensor,
+        other: tuple[Tensor, Tensor] | None = None,
+        mask_B1LS: Tensor | None = None,
+    ) -> Tensor:
+        """`other` is `cross_attention.keys_and_values` of the other modality, `mask_B1LS` what is there of it (None
+        where all is); without `other` the block leaves the cross-attention out."""
 
         def attend(x_BLD: Tensor) -> Tensor:
             return self.self_attention(x_BLD, self.self_attention.keys_and_values(x_BLD), mask_B1LL)
 
         x_BLD = self._residual(0, x_BLD, attend)
-        x_BLD = self._residual(1, x_BLD, lambda x_BLD: self.cross_attention(x_BLD, other, mask_B1LS))
+        if other is not None:
+            x_BLD = self._residual(1, x_BLD, lambda x_BLD: self.cross_attention(x_BLD, other, mask_B1LS))
         return self._residual(2, x_BLD, self.feed_forward)
 
 

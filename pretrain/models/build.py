@@ -3,14 +3,16 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.models.co_attention import CoAttention
 from pretrain.models.config import ModelConfig
+from pretrain.models.encoder_decoder import EncoderDecoder
 from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
 from pretrain.models.joint import Joint
 from pretrain.models.text import TextEncoder, self_contained_text
 from pretrain.models.tower import visual_embedder
 
-Trunk = Joint | TextQueriesImage
+Trunk = Joint | CoAttention | TextQueriesImage | EncoderDecoder
 
 
 class DuoModel(nn.Module):
@@ -24,8 +26,9 @@ class DuoModel(nn.Module):
         super().__init__()
         self.vision = visual_embedder(config.vision, config.image_size)
         self.text = TextEncoder(config.text, vocabulary)
-        self.image_projection = _projection(self.vision.pooled_width, config.embedding_dim)
-        self.text_projection = _projection(self.text.width, config.embedding_dim)
+        self.image_projection = _projection(self.vision.pooled_width, config)
+        self.text_projection = _projection(self.text.width, config)
+        self._shared_text = config.fusion.shared_text
         self.fusion = _trunk(config, self.text.width, self.vision.width)
         self.shape = ModelShape(
             width=self.text.width,
@@ -35,6 +38,7 @@ class DuoModel(nn.Module):
             embedding_dim=config.embedding_dim,
             region_dim=config.vision.region.features if config.vision.region else None,
             image_prefix=self.vision.prefix,
+            eps=config.fusion.eps,
         )
 
     @property
@@ -47,6 +51,8 @@ class DuoModel(nn.Module):
 
     def encode_text(self, text: TextInput, causal: bool = False) -> Encoded:
         tokens_BLD, pooled_BD = self.text(text, causal)
+        if self.reader is not None and self.shape.embedding_dim is not None:
+            pooled_BD = self.reader.read(tokens_BLD, text.mask_BL, causal)[:, 0]
         shared_BE = self._share(self.text_projection, pooled_BD)
         return Encoded(tokens_BLD, text.mask_BL, shared_BE, text.prefix_BL)
 
@@ -55,6 +61,11 @@ class DuoModel(nn.Module):
 
     def fuse(self, text: Encoded, memory: Memory, attention: Attention = "bidirectional") -> Fused:
         return self._fusing()(text, memory, attention)
+
+    @property
+    def reader(self) -> TextQueriesImage | None:
+        """The trunk, where it is the text encoder too."""
+        return self.fusion if isinstance(self.fusion, TextQueriesImage) and self._shared_text else None
 
     def _share(self, projection: nn.Module, pooled_BD: Tensor) -> Tensor | None:
         return None if self.shape.embedding_dim is None else F.normalize(projection(pooled_BD), dim=-1)
@@ -75,14 +86,20 @@ def self_contained(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"vision": vision, "text": self_contained_text(config.text)})
 
 
-def _projection(width: int, embedding_dim: int | None) -> nn.Module:
-    return nn.Identity() if embedding_dim is None else nn.Linear(width, embedding_dim)
+def _projection(width: int, config: ModelConfig) -> nn.Module:
+    if config.embedding_dim is None:
+        return nn.Identity()
+    return nn.Linear(width, config.embedding_dim, bias=config.projection_bias)
 
 
 def _trunk(config: ModelConfig, text_width: int, image_width: int) -> Trunk | None:
     match config.fusion.trunk:
         case "joint":
             return Joint(config.fusion, text_width, image_width)
+        case "co_attention":
+            return CoAttention(config.fusion, text_width, image_width)
+        case "encoder_decoder":
+            return EncoderDecoder(config.fusion, text_width, image_width)
         case "text_queries_image":
             return TextQueriesImage(config.fusion, text_width, image_width)
         case "none":

@@ -1,13 +1,16 @@
 """What a model is made of: trunk x visual embedder x text embedder, and the shared space of both sides."""
 
-from typing import Any, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pretrain.models.blocks import Activation, BlockShape, Norm
 from pretrain.settings import Section
 
-Boxes = Literal["box4", "box5", "box6", "box7"]
+Boxes = Literal["box4", "box5", "box6", "box7", "sines"]
+TextKind = Literal["bert", "roberta", "clip"]
+Trunk = Literal["joint", "co_attention", "text_queries_image", "encoder_decoder", "none"]
 Pooler = Literal["first", "tanh", "product", "concatenate"]
 
 
@@ -32,10 +35,10 @@ class RegionConfig(Section):
 
     `features` is F; `box` which numbers say where a region is (see `pretrain.models.regions.encode_boxes`); `combine`
     how the two meet: one linear layer over both (`concatenate`), or the `sum` or `mean` of one each. `layers` 2 puts a
-    ReLU network over the features. `norm_parts` and `norm` put a LayerNorm on each part and on the result. `classes`
-    appends the detector's distribution over so many classes to the box. `hidden` is what a hidden region becomes:
-    zeros, or a learned vector in place of the feature. `whole_image` puts the mean feature with a full box before the
-    regions.
+    ReLU network over the features, `relu` a ReLU behind what they became. `norm_parts` and `norm` put a LayerNorm on
+    each part and on the result. `classes` appends the detector's distribution over so many classes to the box. `hidden`
+    is what a hidden region becomes: zeros, or a learned vector in place of the feature. `whole_image` puts the mean
+    feature with a full box before the regions.
     """
 
     features: int = Field(2048, ge=1)
@@ -43,6 +46,7 @@ class RegionConfig(Section):
     box: Boxes | None = None
     combine: Literal["sum", "mean", "concatenate"] = "sum"
     layers: Literal[1, 2] = 1
+    relu: bool = False
     norm_parts: bool = False
     norm: bool = True
     type_vector: bool = False
@@ -99,41 +103,92 @@ class VisionConfig(Section):
 
 
 class TextConfig(Section):
-    """A BERT-shaped text encoder from transformers; without layers (`num_hidden_layers: 0`) it only embeds.
+    """A text encoder of transformers: `bert`, `roberta`, or `clip` (whose tokens see only what stands before them).
+    Without layers (`num_hidden_layers: 0`) it only embeds.
 
-    `options` are fields of `transformers.BertConfig`. `weights` is null for random, else a local folder or
-    `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives the
-    shape."""
+    `options` are fields of the kind's configuration class in transformers. `weights` is null for random, else a local
+    folder or `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives
+    the shape. `pooling` says what stands for the text: the first token (`cls`), the `last`, or the `mean`. `width` adds
+    a linear layer to that width.
+    """
 
+    kind: TextKind = "bert"
     options: dict[str, Any] = Field({})
     weights: str | None = None
-    pooling: Literal["cls", "mean"] = "cls"
+    pooling: Literal["cls", "last", "mean"] = "cls"
+    width: int | None = Field(None, ge=1)
+
+
+class CoAttentionConfig(Section):
+    """Two streams and the bridges between them.
+
+    `placement` lists layers in their order, `text`, `image` or `cross`, each with an optional count (`cross*5`); null
+    is as many bridges as `fusion.depth` says. `order` is what a bridge does on each side: look at itself, at the other
+    side, and feed forward. `shared`: both sides look at each other with the same weights (LXMERT). `width` and `heads`
+    are those of the cross-attention, `image_heads` and `image_hidden` those of the image stream; null is as in
+    `fusion`.
+    """
+
+    placement: list[Annotated[str, Field(pattern=r"^(text|image|cross)(\*[1-9]\d*)?$")]] | None = None
+    order: tuple[Literal["self", "cross", "feed"], ...] = ("self", "cross", "feed")
+    shared: bool = False
+    width: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1)
+    image_heads: int | None = Field(None, ge=1)
+    image_hidden: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if len(set(self.order)) != len(self.order) or "cross" not in self.order:
+            raise ValueError(f"`model.fusion.co_attention.order` (={self.order}) must hold cross, and nothing twice")
+        return self
+
+    def steps(self, depth: int) -> list[str]:
+        """The placement with counts written out."""
+        if self.placement is None:
+            return ["cross"] * depth
+        counted = [item.partition("*") for item in self.placement]
+        return [kind for kind, _, count in counted for _ in range(int(count or 1))]
+
+    def image_block(self, text: BlockShape) -> BlockShape:
+        return replace(text, heads=self.image_heads or text.heads, hidden=self.image_hidden or text.hidden)
 
 
 class FusionConfig(BlocksConfig):
     """How the modalities meet.
 
-    `trunk`: `joint` (one sequence of both), `text_queries_image` (cross-attention, as in ALBEF) or `none` (dual
-    encoder). `pooler` makes the vector that stands for the pair: the text's `first` token, that through a `tanh` layer,
-    the `product` of a ReLU layer's outputs for both sides' first tokens (ViLBERT), or both sides' tanh layers
+    `trunk`: `joint` (one sequence of both), `co_attention` (two streams with bridges), `text_queries_image`
+    (cross-attention, as in ALBEF), `encoder_decoder` (`decoder_depth` null for as many layers as the encoder) or `none`
+    (dual encoder). `pooler` makes the vector that stands for the pair: the text's `first` token, that through a `tanh`
+    layer, the `product` of a ReLU layer's outputs for both sides' first tokens (ViLBERT), or both sides' tanh layers
     `concatenate`d (METER). `types` adds a learned vector per modality; `multiway` gives image tokens their own
-    feed-forward (joint alone). `recompute` saves memory: activations are computed again in the backward.
+    feed-forward and `image_on_text` adds the first image token to every text token (VL-BERT), in joint alone.
+    `shared_text`: the layers in which text queries the image also encode text alone, by leaving that out (BLIP); the
+    text encoder then only embeds. `recompute` saves memory: activations are computed again in the backward.
     """
 
-    trunk: Literal["joint", "text_queries_image", "none"] = "text_queries_image"
+    trunk: Trunk = "text_queries_image"
+    shared_text: bool = False
+    image_on_text: bool = False
     pooler: Pooler = "first"
     pooled_width: int | None = Field(None, ge=1, description="Of the product; null for the text's.")
     types: bool = False
     multiway: bool = False
+    co_attention: CoAttentionConfig = CoAttentionConfig()
+    decoder_depth: int | None = Field(None, ge=1)
     recompute: bool = False
 
 
 class ModelConfig(Section):
-    """trunk x visual embedder x text embedder; `embedding_dim` is the size of the shared space of both sides, null for
-    none."""
+    """trunk x visual embedder x text embedder.
+
+    `embedding_dim` is the size of the shared space that both sides are projected to, null for none; `projection_bias`
+    false leaves out the biases there (CLIP).
+    """
 
     image_size: int = Field(224, ge=16)
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
     embedding_dim: int | None = Field(256, ge=8)
+    projection_bias: bool = True

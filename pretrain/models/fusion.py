@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.models.blocks import CrossBlock, run
 from pretrain.models.config import FusionConfig
@@ -28,6 +28,13 @@ class TextQueriesImage(nn.Module):
         """The keys and values of all layers: they depend on the image alone, so each image pays for them once."""
         layers = [block.cross_attention.keys_and_values(image.tokens_BTD) for block in self.blocks]
         return Memory(image.mask_BT, layers=layers)
+
+    def read(self, tokens_BLD: Tensor, mask_BL: Tensor, causal: bool) -> Tensor:
+        """The text alone, float [B, L, D]: every layer without its cross-attention."""
+        mask_B1LL = text_mask(mask_BL, causal)
+        for block in self.blocks:
+            tokens_BLD = run(block, self.recompute, tokens_BLD, mask_B1LL)
+        return self.final_norm(tokens_BLD)
 
     def forward(self, text: Encoded, memory: Memory, attention: Attention = "bidirectional") -> Fused:
         """Row i with row i.

@@ -135,6 +135,7 @@ class ModelShape:
         vocabulary: Rows of the word embedding.
         embedding_dim: Of the shared space; None without one.
         region_dim: F; None for models that read pixels.
+        eps: Of LayerNorms in heads.
         image_prefix: Image tokens that stand before the first region or patch (class token, whole-image feature).
     """
 
@@ -145,6 +146,7 @@ class ModelShape:
     embedding_dim: int | None
     region_dim: int | None = None
     image_prefix: int = 0
+    eps: float = 1e-5
 
 
 class VisionLanguageModel(Protocol):

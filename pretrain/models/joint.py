@@ -22,6 +22,7 @@ class Joint(nn.Module):
         if text_width != image_width:
             raise UserError(f"`model.vision` yields width {image_width}; `joint` needs that of the text, {text_width}")
         self.recompute = config.recompute
+        self.image_norm = nn.LayerNorm(text_width, config.eps) if config.image_on_text else None
         self.types = nn.Embedding(2, text_width) if config.types else None
         self.blocks = nn.ModuleList(SelfBlock(text_width, config.block, config.multiway) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(text_width, config.eps) if config.norm == "pre" else nn.Identity()
@@ -36,7 +37,10 @@ class Joint(nn.Module):
         """Row i with row i."""
         assert memory.tokens_BND is not None
         texts = text.tokens_BTD.shape[1]
-        x_BTD = torch.cat([self._typed(text.tokens_BTD, 0), memory.tokens_BND], 1)
+        text_BLD = self._typed(text.tokens_BTD, 0)
+        if self.image_norm is not None:
+            text_BLD = text_BLD + self.image_norm(memory.tokens_BND[:, :1])
+        x_BTD = torch.cat([text_BLD, memory.tokens_BND], 1)
         mask_B1TT = joint_mask(text.mask_BT, memory.mask_BN, attention, text.prefix_BT)
         for block in self.blocks:
             x_BTD = run(block, self.recompute, x_BTD, mask_B1TT, texts)

@@ -12,15 +12,18 @@ from pretrain.models.config import Boxes, RegionConfig
 from pretrain.models.interface import ImageInput
 from pretrain.models.tokens import ImageTokens, masked_mean
 
-SIZES: dict[Boxes, int] = {"box4": 4, "box5": 5, "box6": 6, "box7": 7}
+SIZES: dict[Boxes, int] = {"box4": 4, "box5": 5, "box6": 6, "box7": 7, "sines": 2048}
 
 
 def encode_boxes(boxes_BK4: Tensor, kind: Boxes) -> Tensor:
     """Corners as shares of width and height -> float [B, K, P].
 
     `box4`: the corners. `box5`: and the area (ViLBERT, arXiv:1908.02265). `box6`: the corners, width and height (OSCAR,
-    arXiv:2004.06165). `box7`: and the area (UNITER, arXiv:1909.11740).
+    arXiv:2004.06165). `box7`: and the area (UNITER, arXiv:1909.11740). `sines`: sines and cosines in 256 wave lengths
+    of centre, width and height as percentages (VL-BERT, arXiv:1908.08530).
     """
+    if kind == "sines":
+        return _sines(boxes_BK4)
     size_BK2 = boxes_BK4[..., 2:] - boxes_BK4[..., :2]
     area_BK1 = size_BK2.prod(-1, keepdim=True)
     extra = {"box4": [], "box5": [area_BK1], "box6": [size_BK2], "box7": [size_BK2, area_BK1]}
@@ -42,6 +45,7 @@ class RegionEmbedder(nn.Module):
         self.part_norms = nn.ModuleList(nn.LayerNorm(config.width, config.eps) for _ in range(parts))
         self.type_vector = nn.Parameter(torch.zeros(config.width)) if config.type_vector else None
         self.norm = nn.LayerNorm(config.width, config.eps) if config.norm else nn.Identity()
+        self.relu = nn.ReLU() if config.relu else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
         self.mask_vector = nn.Parameter(torch.zeros(config.features)) if config.hidden == "learned" else None
         initialize(self)
@@ -58,7 +62,7 @@ class RegionEmbedder(nn.Module):
         if self.config.whole_image:
             features_BNF = torch.cat([mean_BF[:, None], features_BNF], 1)
             mask_BN = F.pad(mask_BN, (1, 0), value=True)
-            place_BNP = None if place_BNP is None else _with_full_box(place_BNP)
+            place_BNP = None if place_BNP is None else torch.cat([self._whole(place_BNP), place_BNP], 1)
         tokens_BND = self.drop(self.norm(self._combine(features_BNF, place_BNP)))
         return ImageTokens.pooled_by(tokens_BND, mask_BN, "first" if self.config.whole_image else "mean")
 
@@ -85,6 +89,13 @@ class RegionEmbedder(nn.Module):
         assert image.probabilities_BKC is not None
         return torch.cat([boxes_BKP, image.probabilities_BKC.to(dtype)], -1)
 
+    def _whole(self, place_BKP: Tensor) -> Tensor:
+        """The place of the whole image, float [B, 1, P]; the detector's distribution says nothing of it."""
+        assert self.config.box is not None
+        corners_114 = place_BKP.new_tensor([[[0.0, 0.0, 1.0, 1.0]]])
+        whole_11P = F.pad(encode_boxes(corners_114, self.config.box), (0, self.config.classes))
+        return whole_11P.expand(len(place_BKP), -1, -1)
+
     def _combine(self, features_BNF: Tensor, place_BNP: Tensor | None) -> Tensor:
         if self.config.combine == "concatenate" and place_BNP is not None:
             return self._finish(self.feature(torch.cat([features_BNF, place_BNP], -1)))
@@ -97,17 +108,19 @@ class RegionEmbedder(nn.Module):
         return self._finish(total_BND / len(parts) if self.config.combine == "mean" else total_BND)
 
     def _finish(self, tokens_BND: Tensor) -> Tensor:
+        tokens_BND = self.relu(tokens_BND)
         return tokens_BND if self.type_vector is None else tokens_BND + self.type_vector
+
+
+def _sines(boxes_BK4: Tensor) -> Tensor:
+    low_BK2, high_BK2 = boxes_BK4[..., :2], boxes_BK4[..., 2:]
+    percent_BK41 = 100 * torch.cat([(low_BK2 + high_BK2) / 2, high_BK2 - low_BK2], -1).unsqueeze(-1)
+    length_W = 1000 ** (torch.arange(256, device=boxes_BK4.device, dtype=boxes_BK4.dtype) / 256)
+    angle_BK4W = percent_BK41 / length_W
+    return torch.cat([angle_BK4W.sin(), angle_BK4W.cos()], -1).flatten(2)
 
 
 def _layers(features: int, width: int, layers: int) -> nn.Module:
     if layers == 1:
         return nn.Linear(features, width)
     return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, width), nn.ReLU())
-
-
-def _with_full_box(place_BKP: Tensor) -> Tensor:
-    """The place of the whole image (all corners, sizes and areas that are not 0 are 1) before those of the regions."""
-    full_P = place_BKP.new_ones(place_BKP.shape[-1])
-    full_P[:2] = 0
-    return torch.cat([full_P.expand(len(place_BKP), 1, -1), place_BKP], 1)

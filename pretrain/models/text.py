@@ -1,21 +1,48 @@
-"""BERT-shaped text encoder (arXiv:1810.04805), random or from a folder of weights.
+"""Text encoders of transformers (BERT, arXiv:1810.04805; RoBERTa; CLIP's), random or from a folder of weights.
 
 Shapes: B texts, L tokens, D width.
 """
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
 from transformers.utils import logging
 
-from pretrain.models.config import TextConfig
+from pretrain.models.config import TextConfig, TextKind
 from pretrain.models.interface import TextInput
 from pretrain.models.masks import text_mask
+from pretrain.models.tokens import masked_mean
 from pretrain.places import locate
 from shards.errors import UserError, nearest
+
+
+class Kind(NamedTuple):
+    """Which classes of transformers, what else the model's constructor takes, and places lost before the first."""
+
+    config: type[PretrainedConfig]
+    model: type[PreTrainedModel]
+    extra: dict[str, bool]
+    unused_positions: int
+
+
+KINDS: dict[TextKind, Kind] = {
+    "bert": Kind(BertConfig, BertModel, {"add_pooling_layer": False}, 0),
+    "roberta": Kind(RobertaConfig, RobertaModel, {"add_pooling_layer": False}, 2),
+    "clip": Kind(CLIPTextConfig, CLIPTextModel, {}, 0),
+}
 
 
 class TextEncoder(nn.Module):
@@ -23,26 +50,36 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig, vocabulary: int) -> None:
         super().__init__()
-        self.pooling = config.pooling
-        self.bert = _create(config, vocabulary)
-        self.width: int = self.bert.config.hidden_size
-        self.longest: int = self.bert.config.max_position_embeddings
+        self.kind, self.pooling = config.kind, config.pooling
+        self.bert = _create(config, vocabulary)  # the attribute's name is in every checkpoint
+        inner: int = self.bert.config.hidden_size
+        self.width: int = config.width or inner
+        self.project = nn.Linear(inner, config.width) if config.width else nn.Identity()
+        self.longest: int = self.bert.config.max_position_embeddings - KINDS[config.kind].unused_positions
 
     @property
     def word_embedding_VD(self) -> Tensor:
         """The input embedding, float [V, D], which the masked-language head shares."""
-        return self.bert.embeddings.word_embeddings.weight
+        return self.bert.get_input_embeddings().weight
 
     def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
-        """Tokens float [B, L, D] and pooled float [B, D]."""
-        mask = text_mask(text.mask_BL, causal) if causal else text.mask_BL
-        tokens_BLD = self.bert(
-            input_ids=text.ids_BL, attention_mask=mask, token_type_ids=text.segments_BL
-        ).last_hidden_state
-        if self.pooling == "cls":
-            return tokens_BLD, tokens_BLD[:, 0]
-        weights_BL1 = text.mask_BL.unsqueeze(-1).to(tokens_BLD.dtype)
-        return tokens_BLD, (tokens_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
+        """Tokens float [B, L, D] and pooled float [B, D]. CLIP's tokens see only what stands before them anyway."""
+        tokens_BLD = self.project(self._tokens(text, causal))
+        match self.pooling:
+            case "cls":
+                return tokens_BLD, tokens_BLD[:, 0]
+            case "last":
+                last_B = text.mask_BL.sum(1) - 1
+                return tokens_BLD, tokens_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
+            case "mean":
+                return tokens_BLD, masked_mean(tokens_BLD, text.mask_BL)
+
+    def _tokens(self, text: TextInput, causal: bool) -> Tensor:
+        mask = text.mask_BL
+        if self.kind == "clip":
+            return self.bert(input_ids=text.ids_BL, attention_mask=mask).last_hidden_state
+        mask = text_mask(mask, causal) if causal else mask
+        return self.bert(text.ids_BL, attention_mask=mask, token_type_ids=text.segments_BL).last_hidden_state
 
 
 SHAPE = (
@@ -56,8 +93,11 @@ SHAPE = (
     "type_vocab_size",
     "layer_norm_eps",
     "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
+    "attention_dropout",
 )
 """The fields of a published config.json that decide what the encoder computes."""
 
@@ -66,51 +106,54 @@ def self_contained_text(config: TextConfig) -> TextConfig:
     """The same encoder without its folder of initial weights: what a checkpoint needs to be built again anywhere."""
     if config.weights is None:
         return config
-    published = _published_options(locate("model.text.weights", config.weights))
+    published = _published_options(locate("model.text.weights", config.weights), KINDS[config.kind])
     return config.model_copy(update={"weights": None, "options": published | config.options})
 
 
-def _create(config: TextConfig, vocabulary: int) -> BertModel:
+def _create(config: TextConfig, vocabulary: int) -> Any:
+    kind = KINDS[config.kind]
     folder = locate("model.text.weights", config.weights) if config.weights else None
-    _check_names(config.options)
-    options = _published_options(folder) | config.options if folder else config.options
+    _check_names(config.options, kind)
+    options = _published_options(folder, kind) | config.options if folder else config.options
     try:
-        bert_config = BertConfig(**{"vocab_size": vocabulary, **options}, attn_implementation="sdpa")
-        model = BertModel(bert_config, add_pooling_layer=False) if folder is None else _from_folder(folder, bert_config)
+        shape = kind.config(**{"vocab_size": vocabulary, **options}, attn_implementation="sdpa")
+        model = kind.model(shape, **kind.extra) if folder is None else _from_folder(folder, shape, kind)
     except UserError:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"`model.text.options` (={config.options}) is refused by BertModel: {reason}") from None
-    if bert_config.vocab_size < vocabulary:
+        name = kind.model.__name__
+        raise UserError(f"`model.text.options` (={config.options}) is refused by {name}: {reason}") from None
+    if shape.vocab_size < vocabulary:
         raise UserError(
-            f"`data.tokenizer` has {vocabulary} tokens, but the text encoder's `vocab_size` is {bert_config.vocab_size}"
+            f"`data.tokenizer` has {vocabulary} tokens, but the text encoder's `vocab_size` is {shape.vocab_size}"
         )
     return model
 
 
-def _check_names(options: dict[str, object]) -> None:
-    """BertConfig keeps any keyword as an attribute, so a misspelt one would change nothing."""
-    known = BertConfig().to_dict()
-    if unknown := [name for name in options if name not in known]:
-        raise UserError(f"`model.text.options.{unknown[0]}` is not a field of BertConfig{nearest(unknown[0], known)}")
+def _check_names(options: dict[str, object], kind: Kind) -> None:
+    """A configuration of transformers keeps any keyword as an attribute, so a misspelt one would change nothing."""
+    known, name = kind.config().to_dict(), kind.config.__name__
+    if unknown := [option for option in options if option not in known]:
+        raise UserError(f"`model.text.options.{unknown[0]}` is not a field of {name}{nearest(unknown[0], known)}")
 
 
-def _published_options(folder: Path) -> dict[str, object]:
+def _published_options(folder: Path, kind: Kind) -> dict[str, object]:
     try:
         published = json.loads((folder / "config.json").read_text())
-        return {name: published[name] for name in SHAPE if name in published}
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"`model.text.weights` (={folder}) holds no readable config.json: {error}") from None
+    published, known = published.get("text_config", published), kind.config().to_dict()
+    return {name: published[name] for name in SHAPE if name in published and name in known}
 
 
-def _from_folder(folder: Path, bert_config: BertConfig) -> BertModel:
+def _from_folder(folder: Path, shape: PretrainedConfig, kind: Kind) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = BertModel.from_pretrained(
-            folder, config=bert_config, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
+        model, info = kind.model.from_pretrained(
+            folder, config=shape, **kind.extra, dtype=torch.float32, output_loading_info=True
         )
     except OSError:
         raise UserError(f"`model.text.weights` (={folder}) holds no weights") from None

@@ -40,6 +40,12 @@ def group_targets(
 
 
 @in_full_precision
+def scaled_similarity(rows_BE: Tensor, gallery_GE: Tensor, group_G: Tensor, temperature: Tensor) -> Tensor:
+    """Logits of each row over a gallery, float [B, G]; -inf for its empty columns, those of a negative group."""
+    return (rows_BE @ gallery_GE.T / temperature).masked_fill(group_G < 0, -torch.inf)
+
+
+@in_full_precision
 def soften(target_BG: Tensor, teacher_BG: Tensor, alpha: Tensor) -> Tensor:
     """Mixes the teacher's opinion into a target; `teacher_BG` are its logits, `alpha` float [1] its share."""
     return (1 - alpha) * target_BG + alpha * teacher_BG.detach().softmax(1)

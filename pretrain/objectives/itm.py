@@ -1,9 +1,10 @@
-"""Image-text matching: is this text of this image? (ALBEF, arXiv:2107.07651)
+"""Image-text matching: is this text of this image? (ViLBERT, arXiv:1908.02265; ALBEF, arXiv:2107.07651)
 
-Each pair meets one wrong text and one wrong image from the global batch, drawn with the probability that contrast gives
-them: mostly hard ones, never from its own group. Left out: three-way and two-caption variants.
+Each pair meets one wrong text and one wrong image, drawn with the probability that contrast gives them (mostly hard
+ones) or evenly, never from its own group; or half of the pairs have their text swapped. Texts that are polluted when
+the batch is made are judged by `pretrain.objectives.pollution`.
 
-Shapes: B pairs on this rank, G pairs of all ranks, L text tokens, D width.
+Shapes: B pairs on this rank, G pairs of all ranks, R judged rows, C classes.
 """
 
 import torch
@@ -11,53 +12,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.batch import Draw
-from pretrain.distributed import gather, max_over_ranks, sum_over_ranks, world
+from pretrain.distributed import gather, global_mean
 from pretrain.models.interface import Encoded, Fused, Memory, ModelShape
 from pretrain.objectives.config import ITMConfig
+from pretrain.objectives.negatives import draw_negatives, gather_encoded
+from pretrain.objectives.objective import Objective
 from pretrain.objectives.views import Views
-from pretrain.precision import full
+from pretrain.precision import full, in_full_precision
+from shards.errors import UserError
 
 TEMPERATURE = 0.07  # of the draw, not of the loss
 
 
-def draw_negatives(similarity_BG: Tensor, allowed_BG: Tensor, draw_B: Tensor) -> Tensor:
-    """Draws one column per row with probability softmax(similarity), among the allowed ones.
+@in_full_precision
+def matching_loss(logits_RC: Tensor, class_R: Tensor, valid_R: Tensor) -> Tensor:
+    """Cross-entropy over the valid rows of all ranks.
 
     Args:
-        similarity_BG: float [B, G] logits.
-        allowed_BG: bool [B, G].
-        draw_B: float64 [B], uniform in [0, 1): the whole randomness, so that the draw does not depend on the rank.
-
-    Returns:
-        int64 [B]; any column where a row allows none (mask those rows with `allowed_BG.any(1)`).
-    """
-    probability_BG = similarity_BG.double().masked_fill(~allowed_BG, -torch.inf).softmax(1).nan_to_num()
-    cumulative_BG = probability_BG.cumsum(1)
-    drawn_B = torch.searchsorted(cumulative_BG, (draw_B * cumulative_BG[:, -1])[:, None], right=True)[:, 0]
-    return drawn_B.clamp(max=similarity_BG.shape[1] - 1)
-
-
-def matching_loss(logits_R2: Tensor, match_R: Tensor, valid_R: Tensor) -> Tensor:
-    """Two-way cross-entropy over the valid rows of all ranks; the mean over ranks of the result is the loss.
-
-    Args:
-        logits_R2: float [R, 2], column 1 for a match.
-        match_R: bool [R].
+        logits_RC: float [R, C]; of two classes, column 1 is for a match.
+        class_R: bool or int64 [R].
         valid_R: bool [R], rows that count.
     """
-    per_row_R = F.cross_entropy(full(logits_R2), match_R.long(), reduction="none")
-    count = sum_over_ranks(valid_R.sum())
-    return world() * (per_row_R * valid_R).sum() / count.clamp(min=1)
+    return global_mean(F.cross_entropy(logits_RC, class_R.long(), reduction="none"), valid_R)
 
 
-class ITM(nn.Module):
-    """Owns the two-way head on the fused first token."""
-
-    reads = ("text", "image")
+class ITM(Objective):
+    """Owns the two-way head on the vector that stands for the pair."""
 
     def __init__(self, config: ITMConfig, shape: ModelShape) -> None:
         super().__init__()
+        if config.negatives == "hard" and shape.embedding_dim is None:
+            raise UserError(
+                "`objectives.itm.negatives` (=hard) are drawn by similarity, so `model.embedding_dim` must not be null"
+            )
         self.config = config
+        self.reads = ("fused_swapped",) if config.negatives == "swap" else ("text", "image")
         self.head = nn.Linear(shape.pooled_width, 2)
 
     def score(self, fused: Fused) -> Tensor:
@@ -65,28 +54,33 @@ class ITM(nn.Module):
         logits_B2 = self.head(fused.pooled_BD)
         return logits_B2[:, 1] - logits_B2[:, 0]
 
+    def match_logit(self, fused: Fused) -> Tensor:
+        """The logit of a match alone, float [B]: what published evaluators rank by."""
+        return self.head(fused.pooled_BD)[:, 1]
+
     def forward(self, views: Views) -> Tensor:
-        text, image, draws_BK = views.text, views.image, views.batch.draws_BK
-        all_texts, all_images = gather_encoded(text), gather_encoded(image)
-        allowed_BG = views.batch.group_B[:, None] != gather(views.batch.group_B)[None, :]
-        wrong_text = all_texts.rows(self._draw(image, all_texts, allowed_BG, draws_BK[:, Draw.WRONG_TEXT]))
-        wrong_image = all_images.rows(self._draw(text, all_images, allowed_BG, draws_BK[:, Draw.WRONG_IMAGE]))
+        if self.config.negatives == "swap":
+            match_B = views.swap.match_B
+            return matching_loss(self.head(views.fused_swapped.pooled_BD), match_B, torch.ones_like(match_B))
+        return self._against_negatives(views)
+
+    def _against_negatives(self, views: Views) -> Tensor:
+        text, image, draws_BK, group_B = views.text, views.image, views.batch.draws_BK, views.batch.group_B
+        every = self.config.pool == "global"
+        texts, images = (gather_encoded(text), gather_encoded(image)) if every else (text, image)
+        allowed_BG = group_B[:, None] != (gather(group_B) if every else group_B)
+        wrong_text = texts.rows(self._draw(image, texts, allowed_BG, draws_BK[:, Draw.WRONG_TEXT]))
+        wrong_image = images.rows(self._draw(text, images, allowed_BG, draws_BK[:, Draw.WRONG_IMAGE]))
         right = views.memory
         memory = Memory.concatenate([right, right, views.model.remember(wrong_image)])
         fused = views.model.fuse(Encoded.concatenate([text, wrong_text, text]), memory)
-        rows = len(views.batch)
-        match_R = torch.arange(3 * rows, device=fused.pooled_BD.device) < rows
+        match_R = torch.arange(3 * len(group_B), device=group_B.device) < len(group_B)
         return matching_loss(self.head(fused.pooled_BD), match_R, match_R | allowed_BG.any(1).repeat(3))
 
     @torch.no_grad()
     def _draw(self, queries: Encoded, gallery: Encoded, allowed_BG: Tensor, draw_B: Tensor) -> Tensor:
-        similarity_BG = full(queries.embedding_BE) @ full(gallery.embedding_BE).T / TEMPERATURE
         if self.config.negatives == "random":
-            similarity_BG = torch.zeros_like(similarity_BG)
+            similarity_BG = torch.zeros(allowed_BG.shape, device=allowed_BG.device)
+        else:
+            similarity_BG = full(queries.embedding_BE) @ full(gallery.embedding_BE).T / TEMPERATURE
         return draw_negatives(similarity_BG, allowed_BG, draw_B)
-
-
-def gather_encoded(local: Encoded) -> Encoded:
-    """All ranks' items, padded to the longest; with gradients."""
-    local = local.padded(max_over_ranks(local.mask_BT.shape[1]))
-    return Encoded(gather(local.tokens_BTD), gather(local.mask_BT), gather(local.embedding_BE))

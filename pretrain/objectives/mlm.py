@@ -1,43 +1,58 @@
 """Masked language modelling on text fused with its image (BERT, arXiv:1810.04805; ALBEF, arXiv:2107.07651).
 
-Which tokens are masked is decided with the data (`pretrain.data.masking`). Left out: soft-distilled targets.
+Which tokens are masked is decided with the data (`pretrain.data.masking`).
 
 Shapes: B pairs on this rank, L text tokens, M masked tokens, D width, V vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.data.masking import IGNORE
-from pretrain.distributed import sum_over_ranks, world
 from pretrain.models.interface import ModelShape
-from pretrain.objectives.config import MLMConfig
+from pretrain.objectives.config import MLMConfig, Seq2SeqConfig
+from pretrain.objectives.language import LanguageHead, distilled_word_loss, word_loss
 from pretrain.objectives.views import Views
-from pretrain.precision import full
 
 
-def masked_token_loss(logits_MV: Tensor, labels_M: Tensor) -> Tensor:
-    """Cross-entropy over the masked tokens of all ranks; the mean over ranks of the result is the loss."""
-    count = sum_over_ranks(torch.tensor(len(labels_M), device=labels_M.device))
-    return world() * F.cross_entropy(full(logits_MV), labels_M, reduction="sum") / count.clamp(min=1)
-
-
-class MLM(nn.Module):
-    """BERT's prediction head; its output matrix is the text encoder's input embedding."""
-
-    reads = ("fused_masked_text",)
+class MLM(LanguageHead):
+    """Hidden words from both sides of the text and from the image."""
 
     def __init__(self, config: MLMConfig, shape: ModelShape) -> None:
-        super().__init__()
+        super().__init__(shape)
         self.config = config
-        width = shape.width
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.bias = nn.Parameter(torch.zeros(shape.vocabulary))
+        self.follows = config.targets == "distilled"
+        self.reads = ("fused_masked_both" if config.image == "masked" else "fused_masked_text",)
+
+    def predictions(self, views: Views) -> Tensor:
+        """Logits of the masked tokens, float [M, V]."""
+        [view] = self.reads
+        hidden_BL = views.batch.masked_labels_BL != IGNORE
+        return self.logits(getattr(views, view).text_BLD[hidden_BL], views.model.word_embedding_VD)
 
     def forward(self, views: Views) -> Tensor:
-        fused_BLD = views.fused_masked_text.text_BLD
-        chosen_BL = views.batch.masked_labels_BL != IGNORE
-        features_MD = self.transform(fused_BLD[chosen_BL])
-        logits_MV = F.linear(features_MD, views.model.word_embedding_VD, self.bias)
-        return masked_token_loss(logits_MV, views.batch.masked_labels_BL[chosen_BL])
+        labels_BL = views.batch.masked_labels_BL
+        logits_MV, labels_M = self.predictions(views), labels_BL[labels_BL != IGNORE]
+        if self.config.targets == "hard":
+            return word_loss(logits_MV, labels_M)
+        teacher = views.followed
+        with torch.no_grad():
+            head = teacher.heads["mlm"]
+            assert isinstance(head, MLM)
+            teacher_MV = head.predictions(teacher.views)
+        return distilled_word_loss(logits_MV, labels_M, teacher_MV, teacher.alpha)
+
+
+class Seq2Seq(LanguageHead):
+    """Hidden words from the image and from what stands before them (Unified-VLP, arXiv:1909.11059)."""
+
+    reads = ("fused_seq2seq",)
+
+    def __init__(self, config: Seq2SeqConfig, shape: ModelShape) -> None:
+        super().__init__(shape)
+
+    def forward(self, views: Views) -> Tensor:
+        labels_BL = views.batch.masked_labels_BL
+        hidden_BL = labels_BL != IGNORE
+        logits_MV = self.logits(views.fused_seq2seq.text_BLD[hidden_BL], views.model.word_embedding_VD)
+        return word_loss(logits_MV, labels_BL[hidden_BL])

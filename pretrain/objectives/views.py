@@ -8,14 +8,15 @@ Shapes: B pairs on this rank, L text tokens, N image tokens, D width.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.batch import Batch, Draw
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, TextInput, VisionLanguageModel
+from pretrain.objectives.negatives import Swap, gather_encoded, swap_texts
 from pretrain.rows import Rows
 
 TEXTS = ("text", "masked_text")
@@ -25,14 +26,32 @@ FUSED: dict[str, tuple[str, str, Attention]] = {
     "fused_masked_text": ("masked_text", "image", "bidirectional"),
     "fused_masked_image": ("text", "masked_image", "bidirectional"),
     "fused_masked_both": ("masked_text", "masked_image", "bidirectional"),
+    "fused_swapped": ("swapped_text", "image", "bidirectional"),
     "fused_seq2seq": ("masked_text", "image", "seq2seq"),
     "fused_prefix": ("prefix_text", "image", "prefix"),
     "fused_causal": ("causal_text", "image", "causal"),
 }
 """What each fused view is made of: a text, an image, and who sees whom."""
+DERIVED = {"prefix_text": "text", "swapped_text": "text"}
+"""Texts that are another text seen differently, without an encoding of their own."""
 
 In = TypeVar("In")
 Out = TypeVar("Out", bound=Rows)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Slow copies of the towers, whose forwards carry no gradient (`pretrain.momentum`).
+
+    Attributes:
+        views: The same batch seen through the slow model; to be read without gradient.
+        heads: Slow copies of objectives, by name.
+        alpha: float [1], their share in distilled targets.
+    """
+
+    views: "Views"
+    heads: nn.ModuleDict
+    alpha: Tensor
 
 
 class Views:
@@ -40,12 +59,15 @@ class Views:
 
     Args:
         reads: The views that the objectives of this step will read: names of properties of this class.
+        teacher: Where objectives follow momentum towers.
     """
 
-    def __init__(self, model: VisionLanguageModel, batch: Batch, reads: Collection[str]) -> None:
-        self.model, self.batch = model, batch
+    def __init__(
+        self, model: VisionLanguageModel, batch: Batch, reads: Collection[str], teacher: Teacher | None = None
+    ) -> None:
+        self.model, self.batch, self._teacher = model, batch, teacher
         sides = {side for name in reads if name in FUSED for side in FUSED[name][:2]}
-        wanted = {*reads, *sides} | ({"text"} if "prefix_text" in {*reads, *sides} else set())
+        wanted = {*reads, *sides} | {DERIVED[name] for name in {*reads, *sides} & DERIVED.keys()}
         self._texts = _Together([n for n in TEXTS if n in wanted], self._text_input, self._encode_texts)
         self._images = _Together([n for n in IMAGES if n in wanted], self._image_input, self._encode_images)
         seen = [n for n in IMAGES if n in sides]
@@ -58,6 +80,12 @@ class Views:
             )
             for attention in {attention for _, _, attention in FUSED.values()}
         }
+
+    @property
+    def followed(self) -> Teacher:
+        """The momentum towers, which the caller knows to be there."""
+        assert self._teacher is not None, "an objective follows momentum towers that were not made"
+        return self._teacher
 
     @property
     def text(self) -> Encoded:
@@ -76,7 +104,21 @@ class Views:
     @cached_property
     def prefix_text(self) -> Encoded:
         """The clean text of which a random share from the front, none to all but one token, counts as given."""
-        return replace(self.text, prefix_BT=prefix(self.batch))
+        return replace(self.text, prefix_BT=self.prefix_BL)
+
+    @cached_property
+    def prefix_BL(self) -> Tensor:
+        return prefix(self.batch)
+
+    @cached_property
+    def swap(self) -> Swap:
+        """Whose text each pair of `fused_swapped` has."""
+        return swap_texts(self.batch)
+
+    @cached_property
+    def swapped_text(self) -> Encoded:
+        """About half of the texts replaced by those of other pairs of the global batch."""
+        return gather_encoded(self.text).rows(self.swap.source_B)
 
     @property
     def image(self) -> Encoded:
@@ -113,6 +155,11 @@ class Views:
         return self._pairs("fused_masked_both")
 
     @property
+    def fused_swapped(self) -> Fused:
+        """True and false pairs, about half each."""
+        return self._pairs("fused_swapped")
+
+    @property
     def fused_seq2seq(self) -> Fused:
         """Hidden words that see the image and what stands before them (Unified-VLP)."""
         return self._pairs("fused_seq2seq")
@@ -128,7 +175,11 @@ class Views:
         return self._pairs("fused_causal")
 
     def _pairs(self, name: str) -> Fused:
-        return self._fused[FUSED[name][2]][name]
+        text, _, attention = FUSED[name]
+        fused, length = self._fused[attention][name], getattr(self, text).mask_BT.shape[1]
+        if fused.text_BLD.shape[1] == length:
+            return fused
+        return replace(fused, text_BLD=fused.text_BLD[:, :length])  # what it shared the forward with was longer
 
     def _pair(self, name: str) -> tuple[Encoded, Memory]:
         text, image, _ = FUSED[name]

@@ -12,12 +12,13 @@ from pretrain.objectives.boxes import box_loss
 from pretrain.objectives.contrast import (
     contrastive_loss,
     group_targets,
+    scaled_similarity,
     sigmoid_contrast,
     soften,
     softmax_contrast,
 )
 from pretrain.objectives.late_interaction import query_maximum, token_maximum
-from pretrain.objectives.queue import EMPTY, FeatureQueue
+from pretrain.objectives.queue import FeatureQueue
 from pretrain.objectives.regions import (
     UNKNOWN,
     attribute_loss,
@@ -75,7 +76,7 @@ def _queue(x: Named) -> Tensor:
     for step in range(2):
         group = x["group"] + 3 * step
         gallery, groups = torch.cat([gather(x["text"]), queue.text_QE]), torch.cat([gather(group), queue.group_Q])
-        logits = (x["image"] @ gallery.T / x["temperature"]).masked_fill(groups == EMPTY, -torch.inf)
+        logits = scaled_similarity(x["image"], gallery, groups, x["temperature"])
         target = soften(group_targets(group, groups, dtype=torch.float64), 2 * logits, torch.tensor([0.4]))
         total = total + softmax_contrast(logits, target)
         queue.push(gather(x["image"]), gather(x["text"]), gather(group))

@@ -77,6 +77,19 @@ def checkpoint(folder: Path, **changes: object) -> Checkpoint:
     return Checkpoint(path, config, task, words, {"step": 7, "files": {"model.safetensors": "ab" * 32}})
 
 
+def write_corpus(folder: Path, train: int, test: int) -> Path:
+    """The corpus on disk in Karpathy form: dataset.json and images/."""
+    (folder / "images").mkdir()
+    entries = []
+    for index, sample in enumerate(Corpus(train + test).samples):
+        (folder / "images" / f"{sample.key}.png").write_bytes(sample.image)
+        sentences = [{"raw": caption} for caption in sample.captions]
+        split = "train" if index < train else "test"
+        entries.append({"filename": f"{sample.key}.png", "split": split, "sentences": sentences})
+    (folder / "dataset.json").write_text(json.dumps({"images": entries}))
+    return folder
+
+
 def save(made: Checkpoint) -> Path:
     """Writes a checkpoint as a run leaves it; returns the run folder."""
     made.path.mkdir(parents=True)

@@ -138,7 +138,7 @@ def test_what_is_dumped_reads_back_equal(tmp_path):
 
 @pytest.mark.parametrize("objective", ["itm", "mlm"])
 def test_fused_objectives_need_a_trunk(objective):
-    with pytest.raises(UserError, match=r"read fused features, so `model\.fusion\.trunk` must not be `none`"):
+    with pytest.raises(UserError, match=r"reads fused features, so `model\.fusion\.trunk` must not be `none`"):
         load("model.fusion.trunk=none", f"objectives.{objective}={{}}")
     assert load("model.fusion.trunk=none", "objectives.itc={}").model.fusion.trunk == "none"
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.batch import Batch
-from pretrain.objectives.itm import draw_negatives, matching_loss
-from pretrain.objectives.mlm import masked_token_loss
+from pretrain.objectives.itm import matching_loss
+from pretrain.objectives.language import word_loss
+from pretrain.objectives.negatives import draw_negatives
 from pretrain.task import Task
 from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
 
@@ -47,8 +48,8 @@ def test_a_batch_of_one_group_has_no_negatives_and_still_trains():
 
 def test_masked_tokens_are_averaged_over_tokens():
     logits, labels = torch.randn(6, 11), torch.randint(11, (6,))
-    assert float(masked_token_loss(logits, labels)) == pytest.approx(float(F.cross_entropy(logits, labels)))
-    assert float(masked_token_loss(logits[:0], labels[:0])) == 0
+    assert float(word_loss(logits, labels)) == pytest.approx(float(F.cross_entropy(logits, labels)))
+    assert float(word_loss(logits[:0], labels[:0])) == 0
 
 
 def counting(calls, name, real):

@@ -3,11 +3,14 @@
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shards.errors import DamagedSample, UserError
 from shards.reader import ShardSet
@@ -181,6 +184,52 @@ def test_a_cut_shard_never_pairs_with_the_next_of_the_same_keys(tmp_path: Path) 
     assert len(shards) == 10
     assert shards[0].image == png(0, 9, 7)
     assert shards[0].captions == ("another 0",)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.data())
+def test_no_damage_ever_mixes_pairs(data: st.DataObject) -> None:
+    """Bytes cut out, zeroed, overwritten, or put in, anywhere: what is found whole belongs together, nothing raises."""
+    content = WHOLE + data.draw(st.sampled_from([b"", OTHER, OTHER[512:]]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        length = data.draw(st.sampled_from([0, 1, 3, 100, 512, 513, 1024, 5000]))
+        put = data.draw(st.sampled_from([b"", bytes(length), b"\xa5" * length, content[:length]]))
+        content = content[:start] + put + content[start + length :]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "a.tar").write_bytes(content)
+        (folder / "b.tar").write_bytes(tar_bytes(samples(30)))
+        write_manifest(folder)
+        shards = ShardSet(folder)
+        assert shards[len(shards) - 1].captions == ("caption 30",)
+        for sample in (shards[i] for i in range(len(shards))):
+            caption, number = sample.captions[0], BY_IMAGE.get(sample.image)
+            if number is not None and caption in BY_IMAGE.values():
+                assert caption == number
+
+
+OTHER = tar_bytes(
+    [(f"{n - 20:09d}{name[9:]}", content) for n in range(20, 24) for name, content in sample(n)]  # The keys of WHOLE.
+)
+BY_IMAGE = {png(i, 9 + i, 7): f"caption {i}" for i in (*range(10), *range(20, 24))}
+
+
+def test_halves_on_both_sides_of_damage_are_not_joined(tmp_path: Path) -> None:
+    """The first archive ends behind an image; the second begins with that key, but lost its own image."""
+    (tmp_path / "a.tar").write_bytes(tar_bytes([A_PNG])[:1024] + bytes(1024) + tar_bytes([("a.txt", b"of another")]))
+    (tmp_path / "b.tar").write_bytes(tar_bytes(samples(1)))
+    result = write_manifest(tmp_path)
+    assert captions(tmp_path) == ["caption 1"]
+    assert result.manifest.filtered is not None
+    assert result.manifest.filtered.rejected == {"no_caption": 1, "no_image": 1}
+
+
+def test_bytes_lost_in_a_header_cost_that_sample_alone(tmp_path: Path) -> None:
+    """What follows is no longer at whole blocks."""
+    (tmp_path / "a.tar").write_bytes(WHOLE[: HEADER_OF_4 + 100] + WHOLE[HEADER_OF_4 + 107 :])
+    write_manifest(tmp_path)
+    assert captions(tmp_path) == [f"caption {i}" for i in ALL if i != 4]
 
 
 A_PNG, A_TXT = sample(1, "a")[0], sample(1, "a")[2]

@@ -1,0 +1,27 @@
+"""Was the text polluted with another image's? (OSCAR, arXiv:2004.06165; VinVL, arXiv:2101.00529; VisualBERT)
+
+Which texts are polluted, and how, is decided when the batch is made (`pretrain.data.pollution`).
+"""
+
+from torch import Tensor, nn
+
+from pretrain.models.interface import ModelShape
+from pretrain.objectives.config import PollutionConfig
+from pretrain.objectives.itm import matching_loss
+from pretrain.objectives.objective import Objective
+from pretrain.objectives.views import Views
+
+
+class Pollution(Objective):
+    """Owns a head on the vector that stands for the pair: class 0 is clean."""
+
+    reads = ("fused_clean",)
+
+    def __init__(self, config: PollutionConfig, shape: ModelShape) -> None:
+        super().__init__()
+        self.head = nn.Linear(shape.pooled_width, config.classes)
+
+    def forward(self, views: Views) -> Tensor:
+        pollution_B = views.batch.pollution_B
+        assert pollution_B is not None, "the batch was made without pollution"
+        return matching_loss(self.head(views.fused_clean.pooled_BD), pollution_B, pollution_B >= 0)
