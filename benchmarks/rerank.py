@@ -1,8 +1,6 @@
 """Pairs per second of two-stage scoring against encoding every pair again, by the same model, interleaved in one run.
 
-    python benchmarks/rerank.py --ckpt runs/demo/finetune --shards runs/demo/shards/test [-k 128] [--rounds 3]
-
-Also times exact ranking in both directions at the size of COCO 5K (5,000 images, 25,010 texts) on random scores.
+python benchmarks/rerank.py --ckpt runs/demo/finetune --shards runs/demo/shards/test [-k 128] [--rounds 5]
 """
 
 import argparse
@@ -14,7 +12,6 @@ import numpy as np
 import torch
 
 from finetune.candidates import top
-from finetune.recall import Positives, ranks
 from finetune.retrieval import RetrievalSet, open_input
 from finetune.score import Scorer
 from pretrain.checkpoint import Checkpoint, load_checkpoint
@@ -46,25 +43,12 @@ def slow(checkpoint: Checkpoint, data: RetrievalSet, candidates_Ik: np.ndarray) 
     return scores.size / (time.perf_counter() - start), scores
 
 
-def coco_ranking() -> float:
-    """Seconds for both directions of 5,000 images with 25,010 texts."""
-    counts = [5] * 4990 + [6] * 10
-    image_T = np.repeat(np.arange(len(counts)), counts)
-    scores = np.random.default_rng(0).standard_normal((len(counts), len(image_T)), dtype=np.float32)
-    texts_I = Positives(np.split(np.arange(len(image_T)), np.cumsum(counts)[:-1]))
-    images_T = Positives(image_T[:, None])
-    start = time.perf_counter()
-    ranks(scores, texts_I)
-    ranks(scores.T, images_T)
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ckpt", type=Path, required=True)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("-k", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.ckpt)
     data = RetrievalSet.from_source(open_input(None, None, "", arguments.shards).source)
@@ -77,7 +61,9 @@ def main() -> None:
         apart = float(np.abs(our_scores - their_scores).max())
         print(f"two-stage {us:7.0f} pairs/s   every pair again {them:6.0f} pairs/s   largest difference {apart:.1e}")
     print(f"median ratio at k = {arguments.k}: {statistics.median(ratios):.1f}")
-    print(f"exact ranking of 5,000 x 25,010 both ways: {coco_ranking():.2f} s on {torch.get_num_threads()} threads")
+    print(
+        f"range {min(ratios):.1f} to {max(ratios):.1f}; torch {torch.__version__} on {torch.get_num_threads()} threads"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -33,7 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `finetune`."""
-    for command in (index, search):
+    for command in (index, search, serve):
         app.command(no_args_is_help=True)(command)
 
 
@@ -88,6 +89,30 @@ def search(
     searcher.warm_up()
     answer = searcher.search([query])[0]
     typer.echo(json.dumps(search_record(text, answer), indent=1) if as_json else search_summary(answer))
+
+
+def serve(
+    index: IndexFolder,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is reached from this machine alone.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    ckpt: Ckpt = None,
+    device: Device = None,
+) -> None:
+    """Serve a local web page: search by text or dropped picture, re-rank, see where each word is.
+
+    Example: finetune serve holiday.index
+    """
+    from finetune.search.query import Searcher
+    from finetune.search.server import is_loopback, serve
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    searcher = Searcher.open(index, ckpt, device)
+    if not is_loopback(host):
+        typer.echo(f"warning: whoever reaches {host} sees the pictures; nobody is asked who they are", err=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(searcher, host, port, lambda address: typer.echo(f"serving {index} at {address} (Ctrl-C ends)"))
 
 
 def _picture(path: Path) -> Any:

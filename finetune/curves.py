@@ -1,4 +1,4 @@
-"""Loss curves of runs as small inline SVG charts, one per logged loss, from log.jsonl."""
+"""Small inline SVG charts: loss curves of runs from log.jsonl, recall against k of re-ranking, histograms of scores."""
 
 import json
 import math
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.results import Histogram, RerankPoint
 from shards.errors import UserError
 
 LOG = "log.jsonl"
@@ -16,18 +17,19 @@ TICKS = 4
 
 @dataclass(frozen=True)
 class Line:
-    """One run in one chart: its name, its place in the colour order, and (step, value) points."""
+    """One line of a chart: its name, its place in the colour order, and (x, y) points."""
 
-    run: str
+    name: str
     colour: int
-    points: list[tuple[float, float]]
+    points: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One logged quantity over steps, ready to draw."""
+    """Lines over a shared axis, ready to draw; `unit` stands at the last number of the x axis."""
 
     title: str
+    unit: str
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
@@ -58,7 +60,8 @@ def charts(runs: Sequence[Path]) -> list[Chart]:
     names = dict.fromkeys(name for log in logs for row in log for name in row if name.split("/")[0] == "loss")
     found = [(name, _lines(name, runs, logs)) for name in sorted(names)]
     return [
-        _draw("total loss" if name == "loss" else name.removeprefix("loss/") + " loss", lines) for name, lines in found
+        draw("total loss" if name == "loss" else name.removeprefix("loss/") + " loss", "steps", lines)
+        for name, lines in found
     ]
 
 
@@ -78,11 +81,39 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _draw(title: str, lines: list[Line]) -> Chart:
+def rerank_chart(points: Sequence[RerankPoint]) -> Chart:
+    """R@1 both ways against k, with the ceilings that k allows."""
+    named = {
+        "image to text": [(p.k, p.i2t_r1) for p in points],
+        "text to image": [(p.k, p.t2i_r1) for p in points],
+        "right one among the k, image to text": [(p.k, p.i2t_ceiling) for p in points if p.k],
+        "right one among the k, text to image": [(p.k, p.t2i_ceiling) for p in points if p.k],
+    }
+    lines = [Line(name, colour, found) for colour, (name, found) in enumerate(named.items())]
+    return draw("R@1 in percent against re-ranked candidates", "candidates", lines, from_zero=False)
+
+
+def histogram_chart(histogram: Histogram) -> Chart:
+    """Shares of right and wrong pairs by score, as two outlines."""
+    named = {"right pairs": histogram.right, "wrong pairs": histogram.wrong}
+    lines = [Line(name, colour, _outline(histogram.edges, found)) for colour, (name, found) in enumerate(named.items())]
+    what = "cosine" if histogram.score == "itc" else "log-odds of a match"
+    return draw(f"Share of pairs by {what}", what, lines)
+
+
+def _outline(edges: Sequence[float], shares: Sequence[float]) -> list[tuple[float, float]]:
+    steps = [[(left, share), (right, share)] for left, right, share in zip(edges, edges[1:], shares, strict=False)]
+    return [(edges[0], 0.0), *(point for step in steps for point in step), (edges[-1], 0.0)]
+
+
+def draw(title: str, unit: str, lines: list[Line], from_zero: bool = True) -> Chart:
+    """Places the lines in the chart's pixels; `from_zero` puts zero on the y axis whatever the values."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_steps, y_steps = _ticks(0, max(xs, default=1)), _ticks(min([0, *ys]), max(ys, default=1))
-    x_range, y_range = (0, max(xs, default=1) or 1), (y_steps[0], max(y_steps[-1], max(ys, default=1)))
+    x_low = min([0, *xs])
+    zero = [0.0] if from_zero or not ys else []
+    x_steps, y_steps = _ticks(x_low, max(xs, default=1)), _ticks(min([*zero, *ys]), max(ys, default=1))
+    x_range, y_range = (x_low, max(xs, default=1) or 1), (y_steps[0], max(y_steps[-1], max(ys, default=1)))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_range[0]) / (x_range[1] - x_range[0])
@@ -92,9 +123,10 @@ def _draw(title: str, lines: list[Line]) -> Chart:
     paths = [(line.colour, "M" + "L".join("{:.1f},{:.1f}".format(*place(*p)) for p in line.points)) for line in lines]
     return Chart(
         title=title,
+        unit=unit,
         lines=lines,
-        x_ticks=[(place(x, y_range[0])[0], f"{x:g}") for x in x_steps if x <= x_range[1]],
-        y_ticks=[(place(0, y)[1], f"{y:g}") for y in y_steps],
+        x_ticks=[(place(x, y_range[0])[0], f"{x:g}") for x in x_steps if x_low <= x <= x_range[1]],
+        y_ticks=[(place(x_low, y)[1], f"{y:g}") for y in y_steps],
         paths=paths,
     )
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from finetune.candidates import FirstStage, first_stage
+from finetune.precision import ordered
 from finetune.recall import Indices, Positives, Ranks, Scores, reranked_ranks
 from finetune.retrieval import Fold
 from finetune.score import Scorer
@@ -55,12 +56,19 @@ class Side:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A side with its ranks. `scores_Qk` is what ordered the candidates: the matching score, or the cosine again."""
+    """A side with its ranks.
+
+    Attributes:
+        cosine_Qk: What chose the candidates.
+        scores_Qk: What ordered them: the matching score, or the cosine again.
+    """
 
     side: Side
     stage: FirstStage
+    cosine_Qk: Scores
     scores_Qk: Scores
     ranks: Ranks
+    reranked: bool
 
     def best(self, query: int, count: int) -> list[tuple[int, float]]:
         """The first gallery items of a query, by place in the whole set, with their scores; equal scores by place."""
@@ -68,25 +76,36 @@ class Ranked:
         items = self.side.gallery.start + self.stage.candidates_Qk[query, order]
         return [(int(item), float(score)) for item, score in zip(items, self.scores_Qk[query, order], strict=True)]
 
+    def ordered(self, first_QG: Scores, rows: slice) -> Scores:
+        """Scores that sort some queries' whole gallery as it was ranked, float [Q, G].
 
-def rank(scorer: Scorer, sides: Sequence[Side], k: int, score: ScoreName) -> list[Ranked]:
+        Args:
+            first_QG: The first stage's scores of this side.
+        """
+        if not self.reranked:
+            return first_QG[rows]
+        return ordered(first_QG[rows], self.stage.candidates_Qk[rows], self.scores_Qk[rows])
+
+
+def rank(scorer: Scorer, similarity_IT: Scores, sides: Sequence[Side], k: int, score: ScoreName) -> list[Ranked]:
     """Ranks every query of every side.
 
     Args:
+        similarity_IT: What `scorer.similarity` gave.
         k: Candidates to re-rank; 0 leaves the first stage as it is.
-        score: `itm` is the matching log-odds alone (ALBEF); `itm+itc` adds the cosine (BLIP).
+        score: `itm` is the matching log-odds alone; `itm+itc` adds the cosine (as BLIP).
     """
-    similarity_IT = scorer.similarity()
     stages = [first_stage(side.scores(similarity_IT), side.positives, k or SHOWN) for side in sides]
     cosines = [
         np.take_along_axis(side.scores(similarity_IT), stage.candidates_Qk, 1)
         for side, stage in zip(sides, stages, strict=True)
     ]
     if not k:
-        return [Ranked(side, stage, c, stage.ranks) for side, stage, c in zip(sides, stages, cosines, strict=True)]
+        parts = zip(sides, stages, cosines, strict=True)
+        return [Ranked(side, stage, cosine, cosine, stage.ranks, reranked=False) for side, stage, cosine in parts]
     matched = _match(scorer, sides, stages)
-    final = [m + c if score == "itm+itc" else m for m, c in zip(matched, cosines, strict=True)]
-    return [_reranked(side, stage, scores) for side, stage, scores in zip(sides, stages, final, strict=True)]
+    parts4 = zip(sides, stages, cosines, matched, strict=True)
+    return [_reranked(side, stage, c, m + c if score == "itm+itc" else m) for side, stage, c, m in parts4]
 
 
 def _match(scorer: Scorer, sides: Sequence[Side], stages: Sequence[FirstStage]) -> list[Scores]:
@@ -98,6 +117,6 @@ def _match(scorer: Scorer, sides: Sequence[Side], stages: Sequence[FirstStage]) 
     return [part.reshape(stage.candidates_Qk.shape) for part, stage in zip(parts, stages, strict=True)]
 
 
-def _reranked(side: Side, stage: FirstStage, scores_Qk: Scores) -> Ranked:
+def _reranked(side: Side, stage: FirstStage, cosine_Qk: Scores, scores_Qk: Scores) -> Ranked:
     found = reranked_ranks(stage.ranks, side.positives, stage.candidates_Qk, stage.tied_Q, scores_Qk)
-    return Ranked(side, stage, scores_Qk, found)
+    return Ranked(side, stage, cosine_Qk, scores_Qk, found, reranked=True)

@@ -1,25 +1,30 @@
 """report.html, one file that needs nothing else.
 
-Recall table, loss curves, the first five results of sample queries in both directions, and the worst failures.
+Recall table, what published evaluators would print, comparison of the first results with the others, loss curves,
+words and groups that are missed, recall against k, histograms of scores, the first five results of sample queries, the
+worst failures.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.curves import BOTTOM, HEIGHT, LEFT, LOG, RIGHT, TOP, WIDTH, Chart, charts
+from finetune.compare import Comparison, check_pair, compare
+from finetune.curves import BOTTOM, HEIGHT, LEFT, LOG, RIGHT, TOP, WIDTH, Chart, charts, histogram_chart, rerank_chart
 from finetune.pages import render
+from finetune.query_ranks import QueryRanks, ranks_path, read_ranks
 from finetune.results import Examples, Results, read_gallery, read_results
-from finetune.table import build_table, legend, provenance
+from finetune.table import build_table, legend, provenance_line
 from shards.errors import UserError
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A results file with its thumbnails and the line that says where it comes from."""
+    """A results file with its thumbnails, its ranks where they lie beside it, and where it comes from in a line."""
 
     results: Results
     gallery: dict[str, str]
+    ranks: QueryRanks | None
     provenance: str
 
     @property
@@ -27,6 +32,14 @@ class Measured:
         """What the page shows, by direction; directions without examples are left out."""
         both = [("image to text", self.results.examples_i2t), ("text to image", self.results.examples_t2i)]
         return [(title, examples) for title, examples in both if examples.sample or examples.worst]
+
+    @property
+    def charts(self) -> list[Chart]:
+        """Of the analysis."""
+        if self.results.analysis is None:
+            return []
+        points = self.results.analysis.rerank
+        return [*([rerank_chart(points)] if points else []), histogram_chart(self.results.analysis.histogram)]
 
 
 def write_report(places: Sequence[Path], runs: Sequence[Path], out: Path) -> None:
@@ -56,8 +69,23 @@ def build_report(measured: Sequence[Measured], curves: Sequence[Chart]) -> str:
         groups=groups,
         legend=legend(groups),
         charts=curves,
+        comparisons=comparisons(measured),
         plot={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
     )
+
+
+def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
+    """The first results against each of the others that can be paired with them, whatever the re-ranking."""
+    found = []
+    for other in measured[1:]:
+        first = measured[0]
+        try:
+            check_pair(first.results, other.results, any_rerank=True)
+        except UserError:
+            continue
+        if first.ranks and other.ranks:
+            found.append(compare(first.results, first.ranks, other.results, other.ranks))
+    return found
 
 
 def results_files(place: Path) -> list[Path]:
@@ -76,7 +104,8 @@ def results_files(place: Path) -> list[Path]:
 
 def _measured(file: Path) -> Measured:
     results = read_results(file)
-    return Measured(results, read_gallery(file), provenance(results))
+    ranks = read_ranks(file, results.ranks) if ranks_path(file).is_file() else None
+    return Measured(results, read_gallery(file), ranks, provenance_line(results))
 
 
 def _distinct(runs: Sequence[Path]) -> list[Path]:

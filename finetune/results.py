@@ -1,8 +1,8 @@
 """results.json: one measured row with all that is needed to believe it. `table` and `report` read nothing else.
 
-Next to `NAME.json` lies `NAME.gallery.json`, {image key: data URI of a small JPEG}, for the report. It is a second file
-so that the figures stay small enough to read and to diff, and one file rather than a folder so that the pair is easily
-moved together.
+Next to `NAME.json` lie `NAME.ranks.npz`, the rank of every query, for comparisons (`query_ranks.py`), and
+`NAME.gallery.json`, {image key: data URI of a small JPEG}, for the report: files of their own so that the figures stay
+small enough to read and to diff, and no folder so that they are easily moved together.
 """
 
 import json
@@ -16,7 +16,8 @@ from finetune.recall import Recall
 from pretrain.settings import Section
 from shards.errors import UserError
 
-FORMAT: Final = "duostream.results/1"
+FORMAT: Final = "duostream.results/2"
+Stream = Literal["single", "dual"]
 
 
 class CheckpointFacts(Section):
@@ -39,7 +40,7 @@ class DataFacts(Section):
 
 
 class Protocol(Section):
-    """How it was measured. `rerank` 0 means that the first stage is the result."""
+    """How it was measured. `rerank` 0: all pairs were ranked by one score, the cosine (`itc`) or matching (`itm`)."""
 
     captions: Literal["all", "first5"]
     ties: Literal["pessimistic"] = "pessimistic"
@@ -72,11 +73,91 @@ class Direction(Section):
 
 
 class RSum(Section):
-    """The sum of the six recalls, and 95 % intervals of the headline, clustered by image."""
+    """The sum of the six recalls, and 95 % intervals of it and of each, clustered by image."""
 
     pessimistic: float
     optimistic: float
     intervals: Intervals
+
+
+class ExtendedDirection(Section):
+    """One direction under ECCV-Caption and CrissCrossed Captions, in percent, pessimistic; see `extended.py`."""
+
+    eccv_map_at_r: float
+    eccv_r_precision: float
+    eccv_r1: float
+    cxc_r1: float
+    cxc_r5: float
+    cxc_r10: float
+
+
+class Extended(Section):
+    """Both directions under the extended ground truths of COCO."""
+
+    i2t: ExtendedDirection
+    t2i: ExtendedDirection
+
+
+class AsPrinted(Section):
+    """What a published evaluator prints for these scores; see `compatibility/`.
+
+    `i2t` and `t2i` are recall at 1, 5 and 10 in percent, `lines` all its figures by its own names, in its own units.
+    """
+
+    mode: str
+    difference: str
+    i2t: tuple[float, float, float]
+    t2i: tuple[float, float, float]
+    lines: dict[str, float]
+
+
+class WordMiss(Section):
+    """A word in `texts` of the texts, and how often those, and all others, find their image first, in percent."""
+
+    word: str
+    texts: int
+    r1: float
+    others_r1: float
+
+
+class Confusion(Section):
+    """`queries` of the `of` queries of group `own` had a wrong first answer from group `found`."""
+
+    own: str
+    found: str
+    queries: int
+    of: int
+
+
+class RerankPoint(Section):
+    """Recall with k re-ranked candidates, in percent; the ceilings are what re-ranking cannot exceed at R@1."""
+
+    k: int
+    i2t_r1: float
+    t2i_r1: float
+    rsum: float
+    i2t_ceiling: float
+    t2i_ceiling: float
+
+
+class Histogram(Section):
+    """Shares of right and wrong pairs by score; `edges` are one more than the bins."""
+
+    score: Literal["itc", "itm"]
+    edges: list[float]
+    right: list[float]
+    wrong: list[float]
+
+
+class Analysis(Section):
+    """What the report shows beside the figures; see `analysis.py`. `group_by` is empty where nothing was grouped."""
+
+    words: list[WordMiss]
+    group_by: str
+    confusions_i2t: list[Confusion]
+    confusions_t2i: list[Confusion]
+    rerank: list[RerankPoint]
+    histogram: Histogram
 
 
 class Found(Section):
@@ -106,11 +187,17 @@ class Examples(Section):
 
 
 class Results(Section):
-    """The whole file."""
+    """The whole file.
 
-    format: Literal["duostream.results/1"] = FORMAT
+    `system` names the published system that the row reproduces, if any. `ranks` is the sha256 of the archive of ranks
+    beside it. `extended` is there for COCO where its ground truth is installed, `compatibility` for the modes that were
+    asked for.
+    """
+
+    format: Literal["duostream.results/2"] = FORMAT
     name: str
-    stream: Literal["single", "dual"]
+    system: str = ""
+    stream: Stream
     checkpoint: CheckpointFacts
     data: DataFacts
     pretraining_data: str
@@ -118,6 +205,10 @@ class Results(Section):
     i2t: Direction
     t2i: Direction
     rsum: RSum
+    ranks: str
+    extended: Extended | None = None
+    compatibility: list[AsPrinted] = Field([])
+    analysis: Analysis | None = None
     command: str
     versions: dict[str, str]
     machine: dict[str, str | int]
@@ -125,6 +216,12 @@ class Results(Section):
     seconds: float
     examples_i2t: Examples = Field(Examples(sample=[], worst=[]))
     examples_t2i: Examples = Field(Examples(sample=[], worst=[]))
+
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """The headline: six recalls and RSUM, in the order of `finetune.bootstrap.NAMES`."""
+        i2t, t2i = self.i2t.pessimistic, self.t2i.pessimistic
+        return (i2t.r1, i2t.r5, i2t.r10, t2i.r1, t2i.r5, t2i.r10, self.rsum.pessimistic)
 
 
 def read_results(path: Path) -> Results:

@@ -3,9 +3,10 @@
 Shapes: I images, T texts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class RetrievalSet:
         keys: The images' keys, I of them.
         texts: T captions, those of image 0 first.
         image_T: int64 [T], the image of each text.
+        metadata: What the source says of each image, I of them; `cocoid` and `sentids` name images and texts of COCO.
     """
 
     source: Source
@@ -42,6 +44,7 @@ class RetrievalSet:
     keys: list[str]
     texts: list[str]
     image_T: Indices
+    metadata: list[Mapping[str, Any]]
 
     @classmethod
     def from_source(cls, source: Source, captions: CaptionPolicy = "all") -> "RetrievalSet":
@@ -59,6 +62,7 @@ class RetrievalSet:
         keys: list[str] = []
         texts: list[str] = []
         images: list[int] = []
+        metadata: list[Mapping[str, Any]] = []
         with progress("read captions", len(source)) as bar:
             for index in range(len(source)):
                 sample = source[index]
@@ -66,8 +70,9 @@ class RetrievalSet:
                 keys.append(sample.key)
                 texts.extend(own)
                 images.extend([index] * len(own))
+                metadata.append(sample.metadata)
                 bar.advance()
-        return cls(source, captions, keys, texts, np.array(images, np.int64))
+        return cls(source, captions, keys, texts, np.array(images, np.int64), metadata)
 
     def texts_of(self, image: int) -> slice:
         """Where an image's texts lie."""

@@ -3,12 +3,21 @@
 Identical texts are encoded once and share their scores bit for bit, so that they tie as they should: in a batch of
 another length the same text differs in the last bits, which would break real ties at random.
 
-Shapes: I images, U distinct texts, T texts, P pairs, B of a batch, N image tokens, L text tokens, D width, E embedding.
+Under a launcher every rank encodes and matches its share and all get all scores. What goes through the model together
+depends on the data alone, never on the number of ranks, and nothing is padded: the scores are those of one process, bit
+for bit where each rank has as many threads.
+
+Shapes: I images, U distinct texts, T texts, P pairs, B of a batch, H heads, N image tokens, L text tokens, D width,
+E embedding.
 """
 
 import itertools
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +25,16 @@ from torch import Tensor
 
 from finetune.recall import Indices, Scores
 from finetune.retrieval import RetrievalSet
+from pretrain import distributed
 from pretrain.checkpoint import Checkpoint
 from pretrain.data.images import evaluation_images
-from pretrain.models.interface import Encoded, TextInput
-from shards.console import Progress, progress
+from pretrain.models.interface import Encoded, Fused, TextInput
+from pretrain.objectives.itm import ITM
+from shards.console import progress
+from shards.errors import Stopped
+
+T = TypeVar("T")
+Head = Callable[[Fused], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,13 +53,13 @@ class Texts:
     Attributes:
         tokens_ND: float [sum of lengths, D].
         starts_U, lengths_U: int64 [U], where each text's tokens lie.
-        embedding_UE: float [U, E].
+        shared_UE: float32 [U, E], None where the model has no shared space.
     """
 
     tokens_ND: Tensor
     starts_U: Tensor
     lengths_U: Tensor
-    embedding_UE: Tensor
+    shared_UE: Tensor | None
 
     def rows(self, index_B: Tensor, device: torch.device) -> Encoded:
         """Those texts as a batch on `device`, padded to the longest of them."""
@@ -53,7 +68,8 @@ class Texts:
         mask_BL = place_L < lengths_B[:, None]
         position_BL = torch.where(mask_BL, self.starts_U[index_B, None] + place_L, 0)
         tokens_BLD = self.tokens_ND[position_BL] * mask_BL[..., None]
-        return Encoded(tokens_BLD.to(device), mask_BL.to(device), self.embedding_UE[index_B].to(device))
+        shared_BE = None if self.shared_UE is None else self.shared_UE[index_B].to(device)
+        return Encoded(tokens_BLD.to(device), mask_BL.to(device), shared_BE)
 
 
 class Scorer:
@@ -73,49 +89,109 @@ class Scorer:
         place = {text: number for number, text in enumerate(self._distinct)}
         self.distinct_T: Indices = np.array([place[text] for text in data.texts], np.int64)
 
-    @torch.inference_mode()
+    @cached_property
+    def texts(self) -> Texts:
+        """The distinct texts, encoded when first asked for."""
+        with torch.inference_mode():
+            return self._encode_texts()
+
+    @cached_property
+    def _image_IE(self) -> Tensor:
+        with torch.inference_mode():
+            return self._embed_images()
+
+    @property
+    def embeddings(self) -> tuple[Scores, Scores]:
+        """What `similarity` multiplies, float32 [I, E] and [T, E]."""
+        return self._image_IE.numpy(), self._shared_UE.numpy()[self.distinct_T]
+
+    @property
+    def _shared_UE(self) -> Tensor:
+        assert self.texts.shared_UE is not None, "the caller knows that the model has a shared space"
+        return self.texts.shared_UE
+
     def similarity(self) -> Scores:
-        """Cosine of every image with every text, float32 [I, T]. Keeps the encoded texts for `matching`."""
-        self.texts = self._encode_texts()
-        embeddings = []
-        with progress("encode images", len(self.data.keys)) as bar:
-            for part in _parts(np.arange(len(self.data.keys)), self.batching.images):
-                embeddings.append(self._encode_images(part).embedding_BE.float().cpu())
-                bar.advance(len(part))
-        image_IE = torch.cat(embeddings)
-        return (image_IE @ self.texts.embedding_UE.float().T).numpy()[:, self.distinct_T]
+        """Cosine of every image with every text, float32 [I, T]."""
+        return (self._image_IE @ self._shared_UE.T).numpy()[:, self.distinct_T]
 
     @torch.inference_mode()
+    def every_pair(self) -> tuple[Scores, Scores]:
+        """The log-odds, and the logit of a match alone, of every image with every text, each float32 [I, T].
+
+        For models that have nothing else, and for protocols that want it: 5,000 x 25,010 pairs are days on one CPU.
+        """
+        images, texts = len(self.data.keys), len(self._distinct)
+        scores_IUH = torch.zeros(images, texts, 2)
+        heads = (self._head.score, self._head.match_logit)
+        with _progress("match every pair", images * texts) as advance:
+            for block in _own(list(_parts(np.arange(images), self.batching.images))):
+                image_P, text_P = np.repeat(block, texts), np.tile(np.arange(texts), len(block))
+                scores_PH = self._match_block(image_P, text_P, heads, advance)
+                scores_IUH[block] = scores_PH.reshape(len(block), texts, 2)
+        log_odds_IU, logit_IU = _summed(scores_IUH).numpy().transpose(2, 0, 1)
+        return log_odds_IU[:, self.distinct_T], logit_IU[:, self.distinct_T]
+
+    @property
+    def _head(self) -> ITM:
+        head = self.checkpoint.task.objectives["itm"]
+        assert isinstance(head, ITM)
+        return head
+
     def matching(self, image_P: Indices, text_P: Indices) -> Scores:
         """The matching head's log-odds for pairs of an image and a text, float32 [P].
 
         Each distinct pair goes through the model once. Images are remembered once, a block at a time; inside a block,
         pairs of similar text length go together, since padding is work.
+
+        Raises:
+            Stopped: the ranks do not agree on the pairs.
         """
+        return self._fused(image_P, text_P, self._head.score)
+
+    def logits(self, image_P: Indices, text_P: Indices) -> Scores:
+        """The logit of a match alone, float32 [P], by which ALBEF, BLIP and ViLT rank; else as `matching`."""
+        return self._fused(image_P, text_P, self._head.match_logit)
+
+    @torch.inference_mode()
+    def _fused(self, image_P: Indices, text_P: Indices, head: Head) -> Scores:
         key_P = image_P * len(self._distinct) + self.distinct_T[text_P]
         keys, inverse_P = np.unique(key_P, return_inverse=True)
+        _agree(keys)
         image, text = np.divmod(keys, len(self._distinct))
-        scores = np.empty(len(keys), np.float32)
         step = self.batching.images
         cuts = np.searchsorted(image, np.arange(0, len(self.data.keys) + step, step))
-        with progress("match pairs", len(keys)) as bar:
-            for start, stop in itertools.pairwise(cuts):
-                if start < stop:
-                    scores[start:stop] = self._match_block(image[start:stop], text[start:stop], bar)
-        return scores[inverse_P]
+        blocks = [(start, stop) for start, stop in itertools.pairwise(cuts) if start < stop]
+        scores = torch.zeros(len(keys))
+        with _progress("match pairs", len(keys)) as advance:
+            for start, stop in _own(blocks):
+                scores[start:stop] = self._match_block(image[start:stop], text[start:stop], (head,), advance)[:, 0]
+        return _summed(scores).numpy()[inverse_P]
 
-    def _match_block(self, image_P: Indices, text_P: Indices, bar: Progress) -> Scores:
+    def _match_block(
+        self, image_P: Indices, text_P: Indices, heads: Sequence[Head], advance: Callable[[int], None]
+    ) -> Tensor:
+        """What each head H says of each pair, float32 [P, H]."""
         needed, local_P = np.unique(image_P, return_inverse=True)
-        model, head = self.checkpoint.task.model, self.checkpoint.task.objectives["itm"]
+        model = self.checkpoint.task.model
         memory = model.remember(self._encode_images(needed))
         order_P = np.argsort(self.texts.lengths_U.numpy()[text_P], kind="stable")
-        scores_P = np.empty(len(image_P), np.float32)
+        scores_PH = torch.zeros(len(image_P), len(heads))
         for part in _parts(order_P, self.batching.pairs):
             text = self.texts.rows(torch.from_numpy(text_P[part]), self.device)
             fused = model.fuse(text, memory.rows(torch.from_numpy(local_P[part]).to(self.device)))
-            scores_P[part] = head.score(fused).float().cpu().numpy()  # type: ignore[operator]
-            bar.advance(len(part))
-        return scores_P
+            scores_PH[part] = torch.stack([head(fused).float() for head in heads], 1).cpu()
+            advance(len(part))
+        return scores_PH
+
+    def _embed_images(self) -> Tensor:
+        """float32 [I, E]."""
+        blocks = list(_parts(np.arange(len(self.data.keys)), self.batching.images))
+        embedding_IE = torch.zeros(len(self.data.keys), self._shared_UE.shape[1])
+        with _progress("encode images", len(self.data.keys)) as advance:
+            for part in _own(blocks):
+                embedding_IE[part] = self._encode_images(part).embedding_BE.float().cpu()
+                advance(len(part))
+        return _summed(embedding_IE)
 
     def _encode_images(self, images: Indices) -> Encoded:
         inputs = evaluation_images([self.data.source[int(image)] for image in images], self.checkpoint.config)
@@ -124,21 +200,73 @@ class Scorer:
     def _encode_texts(self) -> Texts:
         """Encodes the distinct texts sorted by their number of words, a cheap stand-in for tokens."""
         order_U = np.argsort([len(text.split()) for text in self._distinct], kind="stable")
-        tokens, lengths, embeddings = [], [], []
-        with progress("encode texts", len(order_U)) as bar:
-            for part in _parts(order_U, self.batching.texts):
-                ids_BL, mask_BL = self.checkpoint.tokenizer.batch(
-                    [self._distinct[i] for i in part], self.checkpoint.config.data.max_tokens
-                )
-                encoded = self.checkpoint.task.model.encode_text(TextInput(ids_BL, mask_BL).to(self.device))
-                tokens.append(encoded.tokens_BTD.cpu()[mask_BL])
-                lengths.append(mask_BL.sum(1))
-                embeddings.append(encoded.embedding_BE.cpu())
-                bar.advance(len(part))
-        length_S = torch.cat(lengths)
-        place_U = torch.from_numpy(np.argsort(order_U))  # of each text in the sorted order
-        start_S = torch.cumsum(length_S, 0) - length_S
-        return Texts(torch.cat(tokens), start_S[place_U], length_S[place_U], torch.cat(embeddings)[place_U])
+        parts = list(_parts(np.arange(len(order_U)), self.batching.texts))  # of the sorted order S
+        encoded: list[tuple[Indices, Encoded]] = []
+        with _progress("encode texts", len(order_U)) as advance:
+            for part in _own(parts):
+                encoded.append((part, self._encode_text([self._distinct[i] for i in order_U[part]])))
+                advance(len(part))
+        return _gather_texts(encoded, order_U)
+
+    def _encode_text(self, texts: list[str]) -> Encoded:
+        ids_BL, mask_BL = self.checkpoint.tokenizer.batch(texts, self.checkpoint.config.data.max_tokens)
+        encoded = self.checkpoint.task.model.encode_text(TextInput(ids_BL, mask_BL).to(self.device))
+        shared_BE = None if encoded.shared_BE is None else encoded.shared_BE.float().cpu()
+        return Encoded(encoded.tokens_BTD.cpu(), mask_BL, shared_BE)
+
+
+def _gather_texts(encoded: list[tuple[Indices, Encoded]], order_U: Indices) -> Texts:
+    """All ranks' texts in their own order, from each rank's parts of the sorted order S."""
+    texts = len(order_U)
+    width = distributed.max_over_ranks(max((part.tokens_BTD.shape[2] for _, part in encoded), default=0))
+    size = distributed.max_over_ranks(
+        max((part.shared_BE.shape[1] for _, part in encoded if part.shared_BE is not None), default=0)
+    )
+    length_S, shared_SE = torch.zeros(texts, dtype=torch.int64), torch.zeros(texts, size)
+    for place, part in encoded:
+        length_S[place] = part.mask_BT.sum(1)
+        if part.shared_BE is not None:
+            shared_SE[place] = part.shared_BE
+    length_S, shared_SE = _summed(length_S), _summed(shared_SE)
+    start_S = torch.cumsum(length_S, 0) - length_S
+    tokens_ND = torch.zeros(int(length_S.sum()), width)
+    for place, part in encoded:
+        start = int(start_S[place[0]])
+        flat = part.tokens_BTD[part.mask_BT]
+        tokens_ND[start : start + len(flat)] = flat
+    place_U = torch.from_numpy(np.argsort(order_U))
+    return Texts(_summed(tokens_ND), start_S[place_U], length_S[place_U], shared_SE[place_U] if size else None)
+
+
+def _agree(keys: Indices) -> None:
+    """Ranks choose the candidates each for itself; on machines that round alike they choose the same.
+
+    Raises:
+        Stopped: they did not.
+    """
+    mark = zlib.crc32(keys.tobytes())
+    if distributed.max_over_ranks(mark) != -distributed.max_over_ranks(-mark):
+        raise Stopped("the ranks chose different candidates: they run on machines that round differently")
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    """The sum over ranks of tensors that are zero where another rank has the values: exact."""
+    return distributed.sum_over_ranks(tensor.to(distributed.collective_device())).cpu()
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Counts this rank's share as the share of all; the first rank speaks."""
+    if distributed.rank():
+        yield lambda count: None
+        return
+    with progress(title, -(-total // distributed.world())) as bar:
+        yield bar.advance
+
+
+def _own(parts: list[T]) -> list[T]:
+    """This rank's share of what goes through the model, whole parts in turn."""
+    return parts[distributed.rank() :: distributed.world()]
 
 
 def _parts(items: Indices, size: int) -> Iterator[Indices]:

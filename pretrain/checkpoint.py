@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from safetensors.torch import load_file, save_file
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
+from pretrain.data.tokenizer import FILE as TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine
+from pretrain.hub import fetch, hub_place
 from pretrain.models.build import self_contained
 from pretrain.settings import dump_config, load_config
 from pretrain.task import Task
@@ -70,18 +72,22 @@ class Checkpoint:
 
 
 def find_checkpoint(place: str | Path) -> Path:
-    """The checkpoint folder that `place` means: itself, or the latest of a run folder.
+    """The checkpoint folder that `place` means: itself, the latest of a run folder, or what a hub has (`pretrain.hub`).
 
     Raises:
         UserError: no whole checkpoint lies there.
+        Stopped: a hub that does not answer.
     """
-    path = Path(place)
+    hub = hub_place(place)
+    path = fetch(hub, [WEIGHTS, CONFIG, TOKENIZER, STATE]) if hub else Path(place)
     if (path / STATE).is_file():
         return path
     pointer = path / "checkpoints" / LATEST
     if pointer.is_file() and (found := pointer.parent / pointer.read_text().strip() / STATE).is_file():
         return found.parent
-    raise UserError(f"`ckpt` (={place}) must be a checkpoint folder or a run folder with checkpoints/{LATEST}")
+    raise UserError(
+        f"`ckpt` (={place}) must be a checkpoint folder or a run folder with checkpoints/{LATEST}, or hf:USER/NAME"
+    )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((checkpoint / STATE).read_text())
-        return {name: state[name] for name in STATE_KEYS}
+        return {name: state[name] for name in STATE_KEYS} | {"losses": state.get("losses", [])}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"`ckpt` (={checkpoint}) is damaged: {STATE} cannot be read: {error}") from None
 
@@ -125,9 +131,18 @@ def load_checkpoint(place: str | Path) -> Checkpoint:
 
 
 def save_checkpoint(
-    root: Path, step: int, engine: Engine, config: PretrainConfig, tokenizer: Tokenizer, stream: dict[str, Any]
+    root: Path,
+    step: int,
+    engine: Engine,
+    config: PretrainConfig,
+    tokenizer: Tokenizer,
+    stream: dict[str, Any],
+    losses: Sequence[float] = (),
 ) -> Path:
     """Writes `root`/step-N whole or not at all; every rank calls it with the same arguments.
+
+    Args:
+        losses: The last ones, against which spikes are measured.
 
     Raises:
         CheckpointNotWritten: on all ranks, when any could not write (a full disk) or a weight is not finite; older
@@ -135,13 +150,14 @@ def save_checkpoint(
     """
     final, partial = root / f"step-{step:08d}", root / f".partial-step-{step:08d}"
     portable = config.model_copy(update={"model": self_contained(config.model)})
+    state = {"step": step, "world": distributed.world(), "stream": stream, "losses": list(losses)}
     weights = {WEIGHTS: engine.weights()}
     if engine.ema:
         weights[EMA] = engine.ema.weights()
     try:
         _together(lambda: _start(partial), distributed.rank() == 0)
         _together(lambda: _save_trainer(partial / "trainer", engine))
-        _together(lambda: _finish(partial, final, step, weights, portable, tokenizer, stream), distributed.rank() == 0)
+        _together(lambda: _finish(partial, final, weights, portable, tokenizer, state), distributed.rank() == 0)
     except CheckpointNotWritten:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -158,15 +174,19 @@ def restore(checkpoint: Path, engine: Engine) -> dict[str, Any]:
     return state
 
 
-def prune(root: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints up to `latest`, and what interrupted saves left."""
+def prune(root: Path, keep: int, every: int | None = None) -> None:
+    """Deletes checkpoints but the newest `keep` up to `latest` and those of steps that `every` divides.
+
+    What interrupted saves left goes too.
+    """
     latest = (root / LATEST).read_text().strip()
     whole = sorted(root.glob("step-*"))
     kept = [checkpoint for checkpoint in whole if checkpoint.name <= latest][-keep:]
     for partial in root.glob(".partial-step-*"):
         shutil.rmtree(partial)
     for checkpoint in whole:
-        if checkpoint not in kept:
+        marked = every is not None and int(checkpoint.name.removeprefix("step-")) % every == 0
+        if checkpoint not in kept and (not marked or checkpoint.name > latest):
             shutil.rmtree(checkpoint)
 
 
@@ -196,11 +216,10 @@ def _save_trainer(folder: Path, engine: Engine) -> None:
 def _finish(
     partial: Path,
     final: Path,
-    step: int,
     weights: dict[str, dict[str, torch.Tensor]],
     config: PretrainConfig,
     tokenizer: Tokenizer,
-    stream: dict[str, Any],
+    state: dict[str, Any],
 ) -> None:
     for file, tensors in weights.items():
         if sick := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
@@ -208,9 +227,8 @@ def _finish(
         save_file(tensors, partial / file)
     (partial / CONFIG).write_text(dump_config(config))
     tokenizer.save(partial)
-    files = {name: _sha256(partial / name) for name in (*weights, CONFIG, "tokenizer.json")}
-    state = dict(zip(STATE_KEYS, (step, distributed.world(), stream, files), strict=True))
-    (partial / STATE).write_text(json.dumps(state, indent=1))
+    files = {name: _sha256(partial / name) for name in (*weights, CONFIG, TOKENIZER)}
+    (partial / STATE).write_text(json.dumps(state | {"files": files}, indent=1))
     for path in partial.rglob("*"):
         sync_path(path)
     if final.exists():

@@ -46,7 +46,7 @@ class RegionsConfig(Section):
 
 
 class WeightedShards(Section):
-    """One part of a mixture: a folder that `shards build` wrote, and its weight beside the others'.
+    """One part of a mixture: a folder that `shards build` wrote, or its URL, and its weight beside the others'.
 
     `selection` is a list of the samples that are kept (`shards.selection`); null keeps all.
     """
@@ -59,14 +59,19 @@ class WeightedShards(Section):
 class DataConfig(Section):
     """What is read and how it is batched.
 
-    `shards` is a folder that `shards build` wrote, or a list of `WeightedShards`. `tokenizer` is a tokenizer.json or a
-    folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
+    `shards` is a folder that `shards build` wrote, its URL, or a list of `WeightedShards`; `cache` is a local folder
+    for remote ones, shared by the processes of a node, which grows to `cache_gigabytes`; null reads each sample where
+    it lies. `damage_budget` is the largest fraction of an epoch that may be damaged. `tokenizer` is a tokenizer.json or
+    a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
     other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
     `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
     captions. `regions` null reads none.
     """
 
     shards: str | list[WeightedShards] = ""
+    cache: str | None = None
+    cache_gigabytes: float = Field(100.0, gt=0)
+    damage_budget: float = Field(0.01, ge=0, le=1)
     tokenizer: str = ""
     global_batch: int = Field(256, ge=1)
     max_tokens: int = Field(40, ge=4)
@@ -134,6 +139,7 @@ HOMES = {
     "gradient_accumulation_steps": "engine.accumulation",
     "gradient_clipping": "optim.clip",
     "bf16": "engine.precision",
+    "fp16": "engine.precision",
     "torch_autocast": "engine.precision",
     "optimizer": "optim",
     "scheduler": "optim.schedule",
@@ -144,15 +150,20 @@ HOMES = {
 class EngineConfig(Section):
     """How DeepSpeed runs the step.
 
-    `precision` `bf16` is autocast: layers multiply in bfloat16; weights, gradients and optimizer stay float32.
+    `precision` `bf16` and `fp16` are autocast: layers multiply in it; weights, gradients and optimizer stay float32,
+    and `fp16` scales the loss as high as gradients allow.
     `accumulation` divides each rank's part of the global batch into this many micro batches: the same step in less
-    memory, for one more forward.
+    memory, for one more forward. `activation_checkpointing` keeps the inputs of each block alone, `compile` fuses the
+    inside of each block, and `offload` keeps the optimizer's state, or also the weights (`all`), on the host.
     `deepspeed` is merged into DeepSpeed's configuration, for keys this file does not name.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulation: int = Field(1, ge=1)
+    activation_checkpointing: bool = False
+    compile: bool = False
+    offload: Literal["none", "optimizer", "all"] = "none"
     deepspeed: dict[str, Any] = Field({})
 
     @field_validator("deepspeed")
@@ -164,11 +175,29 @@ class EngineConfig(Section):
             raise ValueError("`engine.deepspeed.zero_optimization.stage` is derived: set `engine.zero`")
         return keys
 
+    @model_validator(mode="after")
+    def _stages_that_can(self) -> "EngineConfig":
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero < least:
+            raise ValueError(
+                f"`engine.offload` (={self.offload}) needs `engine.zero` (={self.zero}) of {least} or more"
+            )
+        if self.compile and self.zero == 3:
+            raise ValueError(
+                "`engine.compile` (=True) needs `engine.zero` (=3) of at most 2: stage 3 works inside blocks"
+            )
+        return self
+
 
 class RunConfig(Section):
     """The run folder and its rhythm, in optimizer steps.
 
     `resume`: `never` refuses a folder that holds a run, `auto` continues it or starts, `overwrite` deletes it first.
+    Of the checkpoints the newest `keep_last` stay, and those of steps that `keep_every` divides. `on_save_failure`:
+    after a checkpoint that could not be written (a full disk) the run stops, or goes on to the next one.
+    A batch whose loss or gradient is not finite, or whose loss is `spike` standard deviations above the last ones, is
+    quarantined: the run goes back to its last checkpoint and past that batch, at most `max_rollbacks` times.
+    A rank without a step (and the save behind it) for `silence_timeout` seconds ends with a stack of its threads.
     """
 
     out: str = ""
@@ -177,6 +206,11 @@ class RunConfig(Section):
     log_every: int = Field(20, ge=1)
     save_every: int = Field(1000, ge=1)
     keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    on_save_failure: Literal["stop", "continue"] = "stop"
+    max_rollbacks: int = Field(3, ge=0)
+    spike: float | None = Field(None, gt=0)
+    silence_timeout: float = Field(1800, gt=0)
     resume: Literal["never", "auto", "overwrite"] = "never"
 
 

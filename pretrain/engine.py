@@ -3,10 +3,13 @@
 Works under `deepspeed`, torchrun, Slurm variables set by either, or no launcher at all (one process).
 """
 
+import atexit
+import contextlib
 import logging
 import math
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,10 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.arrange import arrange
 from pretrain.batch import Batch
-from pretrain.config import PretrainConfig
+from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.ema import Ema
 from pretrain.optim import build_optimizer, set_lr
+from pretrain.precision import LossScale
 from pretrain.settings import merge
 from pretrain.task import Task
 from shards.errors import Stopped, UserError
@@ -33,10 +37,20 @@ import deepspeed  # reads the variable above when imported
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
+LAST_SECONDS = 10.0
+"""Longest wait, at the end of a process, for threads that finish a collective."""
 
 
-class NonFinite(Stopped):
-    """A loss or the gradient became NaN or infinite; the optimizer has not moved."""
+class Sick(Stopped):
+    """A batch must not move the weights, and has not: all ranks stop alike, before the optimizer moves."""
+
+
+class NonFinite(Sick):
+    """A loss or the gradient became NaN or infinite."""
+
+
+class Spike(Sick):
+    """The loss is far above what it was."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,10 @@ def start_process_group() -> torch.device:
             os.environ.update({name: str(value) for name, value in alone.items()})
         _leave_out_shared_memory_op()
         backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
+        if restarts := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+            _join_again(backend, restarts)
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        atexit.register(_end_process_group)
         _share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
     if device.type == "cpu":
@@ -98,25 +115,47 @@ class Engine:
         )
         self.zero = config.engine.zero
         self._optimizer = optimizer
+        self._scale = LossScale() if config.engine.precision == "fp16" else None
         self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
-    def step(self, batch: Batch, lr: float, stop: bool = False) -> Stepped:
+    def step(self, batch: Batch, lr: float, stop: bool = False, limit: float = math.inf) -> Stepped:
         """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
 
         Raises:
+            Spike: the loss is above `limit`, on all ranks alike, before the optimizer moves.
             NonFinite: on all ranks alike, before the optimizer moves. Under fp16, which finds its loss scale by
-                skipping steps, a gradient that is not finite is no fault.
+                skipping steps, a gradient that is not finite is a fault only after many such steps.
         """
         losses = self._engine(batch)
         stepped = _over_ranks(losses, stop)
         if sick := [name for name, value in stepped.losses.items() if not math.isfinite(value)]:
             raise NonFinite(f"the loss `{sick[-1]}` is {stepped.losses[sick[-1]]}; the optimizer has not moved")
-        self._engine.backward(losses["loss"])
+        if stepped.losses["loss"] > limit:
+            loss = stepped.losses["loss"]
+            raise Spike(f"the loss is {loss:.6g}, a spike above {limit:.6g}; the optimizer has not moved")
+        self._backward(losses["loss"])
         set_lr(self._engine.optimizer, lr)
-        if not self._move():
+        moved = self._move()
+        if self._scale:
+            self._scale.update(moved)
+        if not moved and (self._scale is None or self._scale.exhausted):
             raise NonFinite("the gradient is not finite; the optimizer has not moved")
-        self.task.end()
+        if moved:
+            self.task.end()
         return stepped
+
+    def _backward(self, loss: Tensor) -> None:
+        """ZeRO's optimizers take the scale themselves, and take it out of the gradient again before they clip."""
+        if self._scale and self._plain:
+            loss = loss * self._scale.value
+        elif self._scale:
+            self._engine.optimizer.override_loss_scale(self._scale.value)
+        self._engine.backward(loss)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the optimizer is torch's own, as at ZeRO 0."""
+        return self._engine.optimizer is self._optimizer
 
     def _move(self) -> bool:
         """Takes the step unless the reduced gradient, which decides alike on all ranks, is not finite.
@@ -124,23 +163,31 @@ class Engine:
         DeepSpeed's own optimizers look at its norm and skip the step with no more than a warning. The plain optimizer
         of ZeRO 0 in fp32 would take it; there each rank holds the whole reduced gradient, so no collective is needed.
         """
-        if self._engine.optimizer is self._optimizer and not _finite_gradient(self._engine.module):
-            self._engine.zero_grad()
-            return False
+        if self._plain:
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            if self._scale:
+                torch._foreach_div_(gradients, self._scale.value)
+            if not nn.utils.get_total_norm(gradients).isfinite():  # host sync here
+                self._engine.zero_grad()
+                return False
         self._engine.step()
-        if self.ema and self._engine.was_step_applied():
+        moved = self._engine.was_step_applied()
+        if self.ema and moved:
             self.ema.update()
-        return self._engine.was_step_applied() or self._engine.fp16_enabled()
+        return moved
 
     def save(self, folder: Path) -> None:
         """Writes optimizer and engine state; every rank calls it."""
-        self._engine.save_checkpoint(str(folder), tag=TRAINER_TAG, save_latest=False)
+        ours = {"loss_scale": self._scale.state_dict()} if self._scale else {}
+        self._engine.save_checkpoint(str(folder), tag=TRAINER_TAG, client_state=ours, save_latest=False)
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote at the same world size and ZeRO stage; every rank calls it."""
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TRAINER_TAG)
+        loaded, ours = self._engine.load_checkpoint(str(folder), tag=TRAINER_TAG)
         if loaded is None:
             raise UserError(f"`{folder}` holds no engine state for this world size and ZeRO stage")
+        if self._scale:
+            self._scale.load_state_dict(ours["loss_scale"])
 
     def weights(self) -> dict[str, Tensor]:
         """The task's parameters and buffers on the CPU, whole on rank 0; every rank calls it."""
@@ -157,12 +204,36 @@ def deepspeed_config(config: PretrainConfig, world: int) -> dict[str, Any]:
         "train_batch_size": config.data.global_batch,
         "train_micro_batch_size_per_gpu": config.data.global_batch // world,
         "gradient_clipping": config.optim.clip,
-        "zero_optimization": {"stage": config.engine.zero},
+        "zero_optimization": {"stage": config.engine.zero, **_offload(config.engine.offload)},
         "zero_allow_untested_optimizer": True,
-        "torch_autocast": {"enabled": config.engine.precision == "bf16", "dtype": "bfloat16"},
+        "zero_force_ds_cpu_optimizer": False,  # theirs would be compiled at first use
         "steps_per_print": 10**9,
     }
     return merge(derived, config.engine.deepspeed)
+
+
+def check_accelerator(config: EngineConfig) -> None:
+    """Refuses what this machine's accelerator cannot do.
+
+    Raises:
+        UserError: names the setting.
+    """
+    accelerator = deepspeed.get_accelerator()
+    if config.precision == "fp16" and not accelerator.is_fp16_supported():
+        raise UserError(
+            f"`engine.precision` (=fp16) is not for this accelerator (={accelerator.device_name()}): use bf16 or fp32"
+        )
+    if config.offload != "none" and accelerator.device_name() == "cpu":
+        raise UserError(
+            f"`engine.offload` (={config.offload}) moves state from an accelerator to the host, and this run has none"
+        )
+
+
+def _offload(what: str) -> dict[str, Any]:
+    """DeepSpeed's sections for keeping state on the host."""
+    host = {"device": "cpu", "pin_memory": torch.accelerator.is_available()}
+    parts = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
+    return dict.fromkeys(parts[what], host)
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -177,9 +248,35 @@ def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
     return Stepped(dict(zip(losses, means, strict=True)), asked > 0)
 
 
-def _finite_gradient(module: nn.Module) -> bool:
-    norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-    return bool(norm.isfinite())  # host sync here
+def _join_again(backend: str, restarts: int) -> None:
+    """Joins a group that torchrun started again. Its store still has the addresses of the ranks that died."""
+    store, rank, world = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"restart-{restarts}", store), rank=rank, world_size=world)
+
+
+def _end_process_group() -> None:
+    """Ends the group while Python still runs, whatever ends the process.
+
+    A gloo thread lets go of its tensors a moment after their collective is done. For that it needs the interpreter, and
+    it aborts the process if that is going down by then. DeepSpeed keeps references to the group, so that destroying it
+    does not join the threads: they are waited for.
+    """
+    if dist.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    deadline, resting = time.monotonic() + LAST_SECONDS, 0
+    while resting < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)  # gives the interpreter to whoever waits for it
+        resting = resting + 1 if _gloo_rests() else 0
+
+
+def _gloo_rests() -> bool:
+    """Whether each thread that runs collectives sleeps; always true where the system does not tell."""
+    for thread in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            name, state = (thread / "stat").read_text().partition("(")[2].rsplit(") ", 1)
+            if "gloo" in name and not state.startswith("S"):
+                return False
+    return True
 
 
 def _free_port() -> int:

@@ -1,10 +1,11 @@
 """The run folder: what it holds, and who may write into it.
 
-RUN/config.yaml  log.jsonl  tensorboard/  checkpoints/
+RUN/config.yaml  log.jsonl  tensorboard/  checkpoints/  quarantine.jsonl
 """
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pretrain.checkpoint import LATEST, read_state
 from pretrain.config import PretrainConfig
@@ -13,7 +14,7 @@ from shards.errors import UserError
 from shards.storage import write_atomically
 
 CONFIG = "config.yaml"
-OWN = (CONFIG, "log.jsonl", "tensorboard", "checkpoints")
+OWN = (CONFIG, "log.jsonl", "quarantine.jsonl", "tensorboard", "checkpoints")
 
 
 def check_folder(config: PretrainConfig, world: int) -> None:
@@ -72,8 +73,8 @@ def _check_checkpoint(newest: Path | None, world: int) -> None:
 
 def _check_same(before: PretrainConfig, now: PretrainConfig, out: Path) -> None:
     """A continued run may change its length and rhythm, nothing that decides the numbers."""
-    free = {"run"}
-    old, new = _flat(before.model_dump(exclude=free)), _flat(now.model_dump(exclude=free))
+    free: dict[str, Any] = {"run": True, "data": {"workers", "cache", "cache_gigabytes", "damage_budget"}}
+    old, new = flat(before.model_dump(exclude=free)), flat(now.model_dump(exclude=free))
     old["run.seed"], new["run.seed"] = before.run.seed, now.run.seed
     if different := [name for name in new if old.get(name) != new[name]]:
         name = different[0]
@@ -83,11 +84,12 @@ def _check_same(before: PretrainConfig, now: PretrainConfig, out: Path) -> None:
         )
 
 
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested sections as dotted names."""
+    found: dict[str, object] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return found
 
 
 def _clear(out: Path) -> None:

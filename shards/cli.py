@@ -1,4 +1,4 @@
-"""The `shards` command: build (see `shards.cli_build`), manifest, filter, verify, tokenizer."""
+"""The `shards` command: build (see `shards.cli_sources`), manifest and download (`shards.cli_foreign`), ..."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +14,11 @@ from shards.cli_build import (
     Preset,
     Resume,
     Workers,
-    build,
     build_source,
     print_result,
 )
+from shards.cli_foreign import add_foreign_commands
+from shards.cli_sources import build
 from shards.console import progress, run
 from shards.errors import UserError
 
@@ -31,55 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(build, name="build")
-
-
-@app.command("manifest")
-def manifest_command(
-    folder: Annotated[Path, typer.Argument(help="A folder of WebDataset tars: img2dataset, LAION, your own.")],
-    caption_field: Annotated[str | None, typer.Option(help="Captions from this field of KEY.json.")] = None,
-    workers: Workers = 1,
-    executor: ExecutorOption = "local",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do it again.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Makes a shard set of tars that are there, without changing a byte of them: an index beside each, and a manifest.
-
-    \b
-    Example:
-      shards manifest laion400m
-    """
-    from shards.executors import Executor
-    from shards.webdataset import find_tars, write_manifest
-
-    where = Executor(executor, workers)  # type: ignore[arg-type]  # Checked there.
-    with progress("manifest", len(find_tars(folder))) as bar:
-        result = write_manifest(folder, caption_field, overwrite=overwrite, executor=where, progress=bar)
-    shards = result.manifest
-    summary = {
-        "folder": str(folder),
-        "shards": len(shards.shards),
-        "samples": shards.samples,
-        "bytes": shards.bytes,
-        "digest": shards.digest,
-        "filtered": shards.filtered and shards.filtered.model_dump(),
-        "notes": dict(result.notes),
-        "faults": result.faults,
-    }
-    lines = [*result.faults, *(f"{count} {NOTES[name]}" for name, count in result.notes.items() if name in NOTES)]
-    lines += shards.filtered.lines() if shards.filtered else []
-    lines.append(f"{folder}: {len(shards.shards)} shards, {shards.samples} samples, {shards.bytes:,} bytes")
-    print_result(as_json, lambda: summary, lines)
-
-
-NOTES = {
-    "other_members": "members of other types are left out",
-    "dotted_keys": "keys have dots, and are told apart by all of them",
-    "repeated_keys": "keys stand for several samples of one tar",
-    "apart": "samples were put together from members that lie apart",
-    "json_unreadable": "members .json hold no JSON object and are left out",
-    "not_a_file": "members are links or devices and are not followed",
-}
-"""What `shards manifest` says of things that it can handle."""
+add_foreign_commands(app)
 
 
 @app.command("verify")
@@ -103,6 +56,45 @@ def verify_command(
     print_result(as_json, report.to_json, lines)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("stats")
+def stats_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `shards build` or `shards manifest` finished.")],
+    look: Annotated[int, typer.Option(help="Samples to look into, for tags, regions and languages.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Counts, sizes and caption lengths of all samples; tags, regions and languages of some.
+
+    \b
+    Example:
+      shards stats data/coco-train
+    """
+    from shards.stats import lines, stats
+
+    found = stats(folder, look)
+    print_result(as_json, found.to_json, lines(found))
+
+
+@app.command("inspect")
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `shards build` or `shards manifest` finished.")],
+    html: Annotated[Path, typer.Option(help="The page to write: one file that needs nothing else.")],
+    samples: Annotated[int, typer.Option(help="Samples to show, spread evenly.")] = 60,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A page with samples, their captions and boxes, histograms and what the filters did.
+
+    \b
+    Example:
+      shards inspect data/coco-train --html coco.html
+    """
+    from shards.inspect import write_page
+
+    _check_file(html, overwrite)
+    shown = write_page(folder, html, samples)
+    print_result(as_json, lambda: {"html": str(html), "samples": shown}, [f"{html}: {shown} samples"])
 
 
 @app.command("filter")
@@ -158,7 +150,7 @@ def _select(
     with progress(f"filter {shards.name}", len(shards)) as bar:
         found = scan(shards, asked, where, progress=bar)
     write_selection(shards, found.kept, out)
-    lines = [*found.report.lines(), f"{out}: {found.report.kept} samples of {shards.folder}"]
+    lines = [*found.report.lines(), f"{out}: {found.report.kept} samples of {shards.address}"]
     print_result(as_json, lambda: {"out": str(out), "filtered": found.report.model_dump()}, lines)
 
 
@@ -172,12 +164,13 @@ def _check_file(out: Path, overwrite: bool) -> None:
 @app.command("tokenizer")
 def tokenizer_command(
     folder: Annotated[Path, typer.Argument(help="A folder that `shards build` finished.")],
-    out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],
+    out: Annotated[Path, typer.Option(help="The tokenizer.json or .model to write.")],
+    kind: Annotated[str, typer.Option(help="wordpiece, or sentencepiece.")] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Largest number of tokens.")] = 30000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Trains a lower-case WordPiece tokenizer on the captions.
+    """Trains a lower-case WordPiece or sentencepiece tokenizer on the captions.
 
     \b
     Example:
@@ -186,7 +179,7 @@ def tokenizer_command(
     from shards.tokenizer import write_tokenizer
 
     _check_file(out, overwrite)
-    tokens = write_tokenizer(folder, out, vocab_size)
+    tokens = write_tokenizer(folder, out, vocab_size, kind)  # type: ignore[arg-type]  # Checked there.
     print_result(as_json, lambda: {"out": str(out), "tokens": tokens}, [f"{out}: {tokens} tokens"])
 
 

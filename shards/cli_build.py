@@ -1,7 +1,4 @@
-"""`shards build SOURCE`: a function per source, which takes the source's own options and returns the source.
-
-`@build_command` adds the options that all builds share, and does the building.
-"""
+"""What `shards build SOURCE` has in common: options, building, summary; `shards.cli_sources` has the sources."""
 
 import inspect
 import json
@@ -27,11 +24,10 @@ PerShard = Annotated[int, typer.Option(help="Samples in each shard; the last may
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished build of the same settings.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the build in the folder first.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Preset = Annotated[str | None, typer.Option(help="Filters that people know: datacomp.")]
+Preset = Annotated[str | None, typer.Option(help="Filters to start from: datacomp, or a YAML file of them.")]
 FilterOption = Annotated[list[str] | None, typer.Option("--filter", help="NAME=VALUE, repeatable; over the preset.")]
 Workers = Annotated[int, typer.Option(help="Processes; the bytes do not depend on it.")]
 ExecutorOption = Annotated[str, typer.Option("--executor", help="local, or ray: the cluster of RAY_ADDRESS.")]
-Split = Annotated[str, typer.Option(help="Which part of the corpus.")]
 
 
 def build_source(
@@ -106,126 +102,6 @@ _SHARED: dict[str, Any] = {
 }
 
 
-@build_command("scenes")
-def build_scenes(
-    samples: Annotated[int, typer.Option(help="Number of scenes.")],
-    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
-    split: Split = "train",
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
-) -> "Source":
-    """Generated scenes of coloured, textured objects with captions, boxes and relations. No scene is in two splits.
-
-    \b
-    Example:
-      shards build scenes --samples 10000 --split train --out data/scenes-train
-    """
-    from shards.sources.scenes import ScenesSource
-
-    return ScenesSource(samples, seed, split, size)
-
-
-@build_command("karpathy")
-def build_karpathy(
-    annotations: Annotated[Path, typer.Option(help="Karpathy-form JSON.")],
-    images: Annotated[Path, typer.Option(help="Folder that `filepath`/`filename` start from.")],
-    split: Annotated[str, typer.Option(help="Which part of the corpus; `train+restval` joins two.")] = "train",
-) -> "Source":
-    """COCO, Flickr30K or any corpus described in Karpathy form.
-
-    \b
-    Example:
-      shards build karpathy --annotations dataset_coco.json --images coco --split train+restval --out data/coco-train
-    """
-    from shards.sources.karpathy import KarpathySource
-
-    return KarpathySource(annotations, images, split)
-
-
-@build_command("coco")
-def build_coco(
-    annotations: Annotated[Path, typer.Option(help="Official COCO captions JSON.")],
-    images: Annotated[Path, typer.Option(help="Folder that `file_name` starts from.")],
-) -> "Source":
-    """COCO captions as published: one `captions_*.json` and its folder of images.
-
-    \b
-    Example:
-      shards build coco --annotations captions_train2014.json --images coco/train2014 --out data/coco-train
-    """
-    from shards.sources.coco import CocoSource
-
-    return CocoSource(annotations, images)
-
-
-@build_command("albef")
-def build_albef(
-    annotations: Annotated[Path, typer.Option(help="ALBEF-form JSON list.")],
-    images: Annotated[Path, typer.Option(help="Folder that `image` starts from.")],
-) -> "Source":
-    """A JSON list of image and caption, as ALBEF and BLIP read it.
-
-    \b
-    Example:
-      shards build albef --annotations vg_train.json --images vg --out data/vg
-    """
-    from shards.sources.albef import AlbefSource
-
-    return AlbefSource(annotations, images)
-
-
-@build_command("flickr30k")
-def build_flickr30k(
-    annotations: Annotated[Path, typer.Option(help="The `.token` file.")],
-    images: Annotated[Path, typer.Option(help="Folder of the images.")],
-) -> "Source":
-    """Flickr30K as published: one `.token` file and its folder of images, all splits together.
-
-    \b
-    Example:
-      shards build flickr30k --annotations results_20130124.token --images flickr30k-images --out data/flickr30k
-    """
-    from shards.sources.flickr30k import Flickr30kSource
-
-    return Flickr30kSource(annotations, images)
-
-
-@build_command("conceptual-captions")
-def build_conceptual_captions(
-    annotations: Annotated[Path, typer.Option(help="Table of caption and URL.")],
-    images: Annotated[Path, typer.Option(help="Folder that the files of the map start from.")],
-    url_map: Annotated[Path, typer.Option("--map", help="URL to file: lines with a tab between, or a JSON object.")],
-) -> "Source":
-    """Conceptual Captions with images that are already here. Rows without one are skipped and counted.
-
-    \b
-    Example:
-      shards build conceptual-captions --annotations cc3m.tsv --images cc3m --map files.tsv --out data/cc3m
-    """
-    from shards.sources.conceptual_captions import ConceptualCaptionsSource
-
-    return ConceptualCaptionsSource(annotations, images, url_map)
-
-
-@build_command("folder")
-def build_folder(
-    images: Annotated[Path, typer.Option(help="Folder of the images, nested or not.")],
-    table: Annotated[Path | None, typer.Option(help="CSV, TSV or parquet; else a .txt beside each image.")] = None,
-    image_column: Annotated[str, typer.Option(help="Column of the path below the folder.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Column of the text.")] = "caption",
-) -> "Source":
-    """Images of one's own, with a .txt beside each (one caption per line) or a table of captions.
-
-    \b
-    Example:
-      shards build folder --images birds --table birds.csv --caption-column text --out data/birds
-    """
-    from shards.sources.folder import FolderSource, TableSource
-
-    if not table and (image_column, caption_column) != ("image", "caption"):
-        raise UserError("`--image-column` and `--caption-column` need `--table`")
-    return TableSource(table, images, image_column, caption_column) if table else FolderSource(images)
-
-
 def _existing(resume: bool, overwrite: bool) -> "Existing":
     if resume and overwrite:
         raise UserError("`--resume` and `--overwrite` exclude each other")
@@ -244,7 +120,7 @@ def _print_summary(out: Path, manifest: "Manifest", skipped: int, as_json: bool)
     }
     lines = manifest.filtered.lines() if manifest.filtered else []
     line = f"{out}: {len(manifest.shards)} shards, {manifest.samples} samples, {manifest.bytes:,} bytes"
-    line += f"; {skipped} rows skipped, as their image is not here" if skipped else ""
+    line += f"; {skipped} rows skipped, as their image or its regions are not here" if skipped else ""
     print_result(as_json, lambda: summary, [*lines, line])
 
 

@@ -17,6 +17,7 @@
 import hashlib
 import json
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +199,27 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"`shards` (={folder}) has no {MANIFEST}: run `shards build`, or finish it with --resume")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = decode_manifest(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"`shards` (={folder}) has a damaged {MANIFEST}: {error}") from None
+    check_version(manifest, path)
+    return manifest
+
+
+def decode_manifest(content: bytes) -> Manifest:
+    """Raises ValueError, in a few words, where the bytes are no manifest."""
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         reason = error.errors()[0]
         place = ".".join(str(part) for part in reason["loc"])
-        raise UserError(f"`shards` (={folder}) has a damaged {MANIFEST}: {place} {reason['msg'].lower()}") from None
+        raise ValueError(f"{place} {reason['msg'].lower()}") from None
+
+
+def check_version(manifest: Manifest, path: object) -> None:
+    """Raises UserError where this version of the software cannot read the shards."""
     if manifest.plan.schema_version != SCHEMA_VERSION:
         raise UserError(f"`schema_version` (={manifest.plan.schema_version}) of {path} must be {SCHEMA_VERSION}")
-    return manifest
 
 
 def index_bytes(rows: list[dict[str, Any]], proof: dict[str, str]) -> bytes:
@@ -216,8 +230,8 @@ def index_bytes(rows: list[dict[str, Any]], proof: dict[str, str]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_index(path: Path) -> pa.Table:
+def read_index(file: Path | BytesIO) -> pa.Table:
     """Reads one index. Raises OSError or `pyarrow.ArrowInvalid` where it is missing or damaged."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with pq.ParquetFile(file, pre_buffer=False) as index:
         # No threads: the reader runs in forked workers, where a parent's thread pool is not alive.
-        return file.read(use_threads=False)
+        return index.read(use_threads=False)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from shards.errors import DamagedSample, FilteredSample
 from shards.mixture import Mixture, Turn
 from shards.sample import Identity, Sample
-from shards.sources.base import place
+from shards.sources.base import expect, place
 
 FILTERED_IN_A_ROW = 1000
 
@@ -98,8 +98,10 @@ class PartReader(Dataset[Part]):
         positions = range(start, start + size)
         part = Part()
         try:
-            due = zip(positions, self.mixture.due(positions), strict=True)
-            items = [self._item(position, turn, index, part) for position, (turn, index) in due]
+            due = self.mixture.due(positions)
+            for number, source in enumerate(self.mixture.sources):
+                expect(source, (index for turn, index in due if turn.source == number))
+            items = [self._item(position, *each, part) for position, each in zip(positions, due, strict=True)]
         except _Unusable as error:
             part.stop = str(error)
             return part

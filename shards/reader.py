@@ -1,10 +1,11 @@
 """A finished shard set as a `Source`: any sample by one read at a known place, checked against its checksum."""
 
-import os
-import weakref
+import time
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.cache import FileCache
 from shards.errors import DamagedSample
+from shards.files import Files, open_files
 from shards.foreign import foreign_sample
-from shards.manifest import Foreign, Manifest, ShardEntry, read_index, read_manifest
+from shards.manifest import Foreign, Manifest, ShardEntry
+from shards.remote import NotServed, Patience
 from shards.sample import ARRAYS, Identity, Sample, sample_from_members
 
 OPEN_SHARDS = 64
@@ -24,34 +28,72 @@ NEAR = 1 << 16
 """Members of a sample that lie apart by less than this, in bytes, are read in one go."""
 
 
+READERS = 16
+"""Requests under way at a time, per process."""
+
+GIVEN_UP_SECONDS = 300.0
+"""How long a remote shard that could not be read, after all tries, is not asked for again."""
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
+"""What bytes that are missing or wrong may raise."""
+
+
 class ShardSet:
-    """Random access to the samples of a folder that `shards build` finished.
+    """Random access to the samples of a folder or URL that holds what `shards build` finished.
 
     Files are opened at first use, so an instance can be pickled, and used on both sides of a fork.
     Memory grows with the number of shards, not of samples.
 
+    Args:
+        place: A folder, or a URL of http(s), s3, hf or another protocol of fsspec.
+        cache: Keeps remote shards on a local disk; without one, each sample is read where it lies.
+        patience: How long remote reads may take.
+
     Raises:
-        UserError: from the constructor, where the folder holds no finished build.
+        UserError: from the constructor, where the place holds no finished build or the cache is too small.
         DamagedSample: from `[index]`, where bytes are missing or do not match; names shard, ordinal and reason.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.name = self.folder.name
-        self.manifest: Manifest = read_manifest(self.folder)
+    def __init__(self, place: str | Path, cache: FileCache | None = None, patience: Patience | None = None) -> None:
+        self.files = open_files(place, cache, patience)
+        self.address = str(place)
+        self.name = str(place).rstrip("/").rpartition("/")[2]
+        self.manifest: Manifest = self.files.manifest()
         self._starts = [0, *accumulate(shard.samples for shard in self.manifest.shards)]
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._expected: dict[int, Sample | DamagedSample] = {}
+        self._given_up: dict[int, tuple[float, str]] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
+        found = self._expected.pop(index, None) or self._read(index)
+        if isinstance(found, DamagedSample):
+            raise found
+        return found
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Reads samples that are about to be asked for, several at a time where each read has to wait for a server."""
+        self._expected = {}
+        if self.files.slow:
+            wanted = sorted(set(indices))
+            for index in wanted:  # opened one by one: the threads share what is open
+                number, _ = self._locate(index)
+                try:
+                    self._opened(number)
+                except UNREADABLE as error:
+                    self._give_up(number, error)
+            with ThreadPoolExecutor(READERS) as pool:
+                self._expected = dict(zip(wanted, pool.map(self._read, wanted), strict=True))
+
+    def _read(self, index: int) -> Sample | DamagedSample:
         number, ordinal = self._locate(index)
-        shard = self.manifest.shards[number]
         try:
             return self._opened(number).read(ordinal)
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            raise DamagedSample(f"{shard.name}, sample {ordinal}: {error}") from error
+        except UNREADABLE as error:
+            self._give_up(number, error)
+            return DamagedSample(f"{self.manifest.shards[number].name}, sample {ordinal}: {error}")
 
     def identity(self, index: int) -> Identity:
         number, ordinal = self._locate(index)
@@ -75,19 +117,31 @@ class ShardSet:
         return self.manifest.shards[number].name, ordinal
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_expected": {}}
 
     def _locate(self, index: int) -> tuple[int, int]:
         return locate(self._starts, index)
 
     def _opened(self, number: int) -> "_OpenShard":
+        if self._given_up:
+            self._check_given_up(number)
         shard = self._open.get(number)
         if shard is None:
-            shard = self._open[number] = _OpenShard(self.folder, self.manifest.shards[number], self.manifest.foreign)
+            shard = self._open[number] = _OpenShard(self.files, self.manifest.shards[number], self.manifest.foreign)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
         return shard
+
+    def _check_given_up(self, number: int) -> None:
+        until, reason = self._given_up.get(number, (0.0, ""))
+        if time.monotonic() < until:
+            raise NotServed(reason)
+
+    def _give_up(self, number: int, error: BaseException) -> None:
+        """Remembers a shard that the server did not give after all tries, so that not each of its samples waits."""
+        if isinstance(error, NotServed):
+            self._given_up[number] = (time.monotonic() + GIVEN_UP_SECONDS, str(error))
 
 
 def locate(starts: list[int], index: int) -> tuple[int, int]:
@@ -99,42 +153,48 @@ def locate(starts: list[int], index: int) -> tuple[int, int]:
 
 
 class _OpenShard:
-    """One tar and the columns of its index. `pread` keeps no position, so forked processes may share the descriptor."""
+    """One tar and the columns of its index."""
 
-    def __init__(self, folder: Path, entry: ShardEntry, foreign: Foreign | None) -> None:
+    def __init__(self, files: Files, entry: ShardEntry, foreign: Foreign | None) -> None:
         self.name, self.foreign = entry.name, foreign
-        index = read_index(folder / entry.index_name)
+        index = files.index(entry)
         if index.num_rows != entry.samples:
             raise ValueError(f"its index has {index.num_rows} rows where the manifest says {entry.samples}")
-        self.keys = index["key"]
-        self.extensions = index["extension"]
-        self.places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
-        self.descriptor = os.open(folder / entry.name, os.O_RDONLY)
-        self.close = weakref.finalize(self, os.close, self.descriptor)
+        tar = (index.schema.metadata or {}).get(b"tar_sha256", entry.sha256.encode())
+        if tar.decode() != entry.sha256:
+            raise ValueError("its index is that of another shard")
+        self.keys, self.extensions = index["key"].combine_chunks(), index["extension"].combine_chunks()
+        places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
+        self.members = [name for name, place_N3 in places.items() if place_N3.any()]
+        self.places_NM3 = np.stack([places[name] for name in self.members or ["image"]], axis=1)
+        self.tar = files.tar(entry)
+        self.close = self.tar.close
 
     def read(self, ordinal: int) -> Sample:
-        places = {name: rows[ordinal].tolist() for name, rows in self.places.items()}
-        members = self._members({name: place for name, place in places.items() if place[1]})
+        members = self._members(self.places_NM3[ordinal].tolist())
         key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
         if self.foreign:
             return foreign_sample(self.name, ordinal, key, extension, members, self.foreign)
         return sample_from_members(key, members.pop("image"), extension, members.pop("json"), members)
 
-    def _members(self, places: dict[str, list[int]]) -> dict[str, bytes]:
+    def _members(self, places: list[list[int]]) -> dict[str, bytes]:
         """The checked contents of members by name; one read where they lie near each other, as ours do."""
-        start = min(offset for offset, _, _ in places.values())
-        length = max(offset + size for offset, size, _ in places.values()) - start
-        near = length <= 2 * sum(size for _, size, _ in places.values()) + NEAR
-        span = os.pread(self.descriptor, length, start) if near else b""
+        start, end, total = places[0][0], 0, 0
+        for offset, size, _ in places:
+            if size:
+                start, end, total = min(start, offset), max(end, offset + size), total + size
+        near = end - start <= 2 * total + NEAR
+        span = self.tar.read(start, end - start) if near else b""
         members = {}
-        for name, (offset, size, crc32) in places.items():
-            content = span[offset - start :][:size] if near else os.pread(self.descriptor, size, offset)
-            members[name] = _checked(name, content, size, crc32)
+        for name, (offset, size, crc32) in zip(self.members, places, strict=True):
+            if size:
+                content = span[offset - start : offset - start + size] if near else self.tar.read(offset, size)
+                members[name] = _checked(name, content, size, crc32)
         return members
 
 
 def _places(index: pa.Table, name: str) -> np.ndarray:
-    """Offset, size and crc32 of one member of each sample, int64 [samples, 3]; zeros where there is none."""
+    """Offset, size and crc32 of one member of each sample, int64 [N, 3]; zeros where there is none."""
     columns = [
         index[f"{name}_{part}"] for part in ("offset", "size", "crc32") if f"{name}_{part}" in index.column_names
     ]
@@ -144,9 +204,9 @@ def _places(index: pa.Table, name: str) -> np.ndarray:
 
 
 def _checked(name: str, content: bytes, size: int, crc32: int) -> bytes:
-    what = {"json": "record"}.get(name, name)
+    if len(content) == size and zlib.crc32(content) == crc32:
+        return content
+    what = "record" if name == "json" else name
     if len(content) != size:
         raise ValueError(f"the {what} ends after {len(content)} of {size} bytes")
-    if zlib.crc32(content) != crc32:
-        raise ValueError(f"the {what} does not match its checksum")
-    return content
+    raise ValueError(f"the {what} does not match its checksum")

@@ -9,7 +9,7 @@ know no JSON. Shapes: K regions, D numbers each, C classes.
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,12 +87,17 @@ def record_json(sample: Sample) -> bytes:
     """Everything but the image as canonical JSON: equal samples give equal bytes."""
     record = {
         "captions": sample.captions,
-        "regions": [asdict(region) for region in sample.regions],
-        "relations": [asdict(relation) for relation in sample.relations],
+        "regions": sample.regions,
+        "relations": sample.relations,
         "tags": sample.tags,
         "metadata": sample.metadata,
     }
-    return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=plain).encode()
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A `Region`, `Relation` or other slotted record as a mapping, for JSON; `asdict` takes much longer."""
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def array_bytes(array: np.ndarray) -> bytes:
@@ -131,7 +136,7 @@ def sample_from_members(
     Raises:
         ValueError, KeyError, TypeError: JSON that is no record, arrays that do not fit it.
     """
-    values = json.loads(record)
+    values = json.loads(record.decode())
     read = {ARRAYS[name]: _fitting(name, content, values) for name, content in (arrays or {}).items()}
     return Sample(
         key=key,

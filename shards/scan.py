@@ -122,7 +122,10 @@ def forget_scan(store: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Verdicts of consecutive samples: reasons uint8 [n], signatures uint64 [n, 2] and which rows of `near` count."""
+    """Verdicts of consecutive samples: reasons uint8 [n], signatures uint64 [n, 2], which rows of `near` count [n].
+
+    Signatures that no filter asks for are left out.
+    """
 
     reasons: np.ndarray
     exact: np.ndarray
@@ -145,10 +148,11 @@ def _scan_chunk(source: Source, filters: Filters, store: Path | None, start: int
 def _judged(source: Source, filters: Filters, indices: range) -> _Chunk:
     counts: Counter[int] = Counter()
     verdicts = [_verdict(source, filters, index, counts) for index in indices]
-    near = [verdict.near for verdict in verdicts]
+    exact = [verdict.exact for verdict in verdicts] if filters.exact_duplicates else []
+    near = [verdict.near for verdict in verdicts] if filters.perceptual_distance is not None else []
     return _Chunk(
         np.array([_code(verdict.reason) for verdict in verdicts], dtype=np.uint8),
-        np.array([verdict.exact or (0, 0) for verdict in verdicts], dtype=np.uint64),
+        np.array([signature or (0, 0) for signature in exact], dtype=np.uint64),
         np.array([signature or (0, 0) for signature in near], dtype=np.uint64),
         np.array([signature is not None for signature in near], dtype=bool),
         np.array([counts[i] for i in range(1 + 2 * len(REASONS))], dtype=np.int64),
@@ -193,10 +197,17 @@ def _stored(file: Path) -> _Chunk | None:
 
 
 def _selection(chunks: list[_Chunk], filters: Filters) -> Selection:
+    """Puts the verdicts together, and looks for duplicates among the samples that nothing else rejects."""
     reasons = np.concatenate([chunk.reasons for chunk in chunks])
-    _reject(reasons, reasons == 0, filters.exact_duplicates, chunks, "exact", filters)
-    has_near = np.concatenate([chunk.has_near for chunk in chunks])
-    _reject(reasons, (reasons == 0) & has_near, filters.perceptual_distance is not None, chunks, "near", filters)
+    if filters.exact_duplicates:
+        places = np.flatnonzero(reasons == 0)
+        signatures = np.concatenate([chunk.exact for chunk in chunks])
+        reasons[places[repeated(signatures[places])]] = _code("exact_duplicates")
+    if filters.perceptual_distance is not None:
+        places = np.flatnonzero((reasons == 0) & np.concatenate([chunk.has_near for chunk in chunks]))
+        signatures = np.concatenate([chunk.near for chunk in chunks])
+        found = near_repeated(signatures[places], filters.perceptual_distance)
+        reasons[places[found]] = _code("perceptual_distance")
     totals = np.sum([chunk.counts for chunk in chunks], axis=0)
     report = _report(reasons, totals)
     for name, count in report.unscored.items():
@@ -204,21 +215,6 @@ def _selection(chunks: list[_Chunk], filters: Filters) -> Selection:
             field = getattr(filters, f"{name.split('_')[1]}_field")
             raise UserError(f"`{name}` needs the metadata field `{field}`, which no sample has as a number")
     return Selection(np.flatnonzero(reasons == 0), reasons, report)
-
-
-def _reject(
-    reasons: np.ndarray, among: np.ndarray, wanted: bool, chunks: list[_Chunk], field: str, filters: Filters
-) -> None:
-    """Marks the duplicates among samples that nothing else rejects."""
-    if not wanted:
-        return
-    places = np.flatnonzero(among)
-    signatures = np.concatenate([getattr(chunk, field) for chunk in chunks])[places]
-    if field == "exact":
-        reasons[places[repeated(signatures)]] = _code("exact_duplicates")
-    else:
-        found = near_repeated(signatures, filters.perceptual_distance or 0)
-        reasons[places[found]] = _code("perceptual_distance")
 
 
 def _report(reasons: np.ndarray, totals: np.ndarray) -> FilterReport:

@@ -8,6 +8,7 @@ Memory is one bit per sample of the shard set.
 """
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -69,6 +70,9 @@ class Selected:
 
     def __getitem__(self, index: int) -> Sample:
         return self.shards[self._index(index)]
+
+    def expect(self, indices: Iterable[int]) -> None:
+        self.shards.expect(map(self._index, indices))
 
     def identity(self, index: int) -> Identity:
         return self.shards.identity(self._index(index))

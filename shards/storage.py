@@ -23,6 +23,16 @@ def replace_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: the folder cannot take the bytes (full, read-only, not permitted).
     """
+    try:
+        with replaced(path) as file:
+            yield file
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from error
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """`replace_atomically` for those who know what to do about an OSError."""
     temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
         with open(temporary, "wb") as file:
@@ -31,9 +41,6 @@ def replace_atomically(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_path(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _cannot_write(path.parent, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

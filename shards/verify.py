@@ -18,7 +18,7 @@ from shards.console import Progress
 from shards.decode import image_size
 from shards.errors import DamagedSample
 from shards.foreign import foreign_captions
-from shards.manifest import Foreign, ShardEntry, read_index, read_manifest
+from shards.manifest import REJECTED, Foreign, Manifest, ShardEntry, read_index, read_manifest
 from shards.sample import ARRAYS, array_fault, array_from_bytes
 
 BLOCK = 512
@@ -81,7 +81,19 @@ def verify(folder: Path, progress: Progress | None = None) -> VerifyReport:
     known = {entry.name for entry in manifest.shards}
     extra = sorted(path.name for path in folder.glob("*.tar") if path.name not in known)
     findings += [Finding(name, "", "the manifest does not name it") for name in extra]
+    findings += _check_rejections(folder, manifest)
     return VerifyReport(str(folder), len(manifest.shards), manifest.samples, manifest.bytes, tuple(findings))
+
+
+def _check_rejections(folder: Path, manifest: Manifest) -> list[Finding]:
+    expected = manifest.filtered.rejections_sha256 if manifest.filtered else ""
+    if not expected:
+        return []
+    path = folder / REJECTED
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected:
+        return []
+    state = "does not match its sha256" if path.is_file() else "is missing"
+    return [Finding(REJECTED, "", f"the list of rejected samples {state}")]
 
 
 def _check_shard(folder: Path, entry: ShardEntry, foreign: Foreign | None) -> list[Finding]:

@@ -81,7 +81,7 @@ def write_manifest(
         UserError: no tars, a folder that `shards build` wrote or is indexed already, no samples in any tar.
     """
     tars = find_tars(folder)
-    _check_unindexed(folder, overwrite)
+    check_unindexed(folder, overwrite)
     with locked_folder(folder):
         found: dict[str, Indexed] = {}
         for indexed in (executor or Executor()).run(index_tar, (caption_field,), ((tar,) for tar in tars)):
@@ -107,7 +107,8 @@ def find_tars(folder: Path) -> list[Path]:
     return tars
 
 
-def _check_unindexed(folder: Path, overwrite: bool) -> None:
+def check_unindexed(folder: Path, overwrite: bool) -> None:
+    """Raises UserError where the folder has a manifest of another command, or one at all unless it may be replaced."""
     path = folder / MANIFEST
     if not path.exists():
         return
@@ -178,13 +179,25 @@ def _rows(
     notes = Counter(item.kind for item in items if isinstance(item, Fault))
     rejected: Counter[str] = Counter()
     rows = []
-    for key, group in _groups([item for item in items if isinstance(item, Member)], notes, rejected):
-        row = _row(view, key, group, caption_field, notes)
-        if isinstance(row, str):
-            rejected[row] += 1
-        else:
-            rows.append(row)
+    for members in _stretches(items):
+        for key, group in _groups(members, notes, rejected):
+            row = _row(view, key, group, caption_field, notes)
+            if isinstance(row, str):
+                rejected[row] += 1
+            else:
+                rows.append(row)
     return sorted(rows, key=lambda row: row["image_offset"]), rejected, notes, faults
+
+
+def _stretches(items: list[Member | Fault]) -> list[list[Member]]:
+    """Members between two places of damage. Those behind one may be another sample's with the same key."""
+    stretches: list[list[Member]] = [[]]
+    for item in items:
+        if isinstance(item, Member):
+            stretches[-1].append(item)
+        elif item.kind != "not_a_file":
+            stretches.append([])
+    return stretches
 
 
 def _groups(members: list[Member], notes: Counter[str], rejected: Counter[str]) -> list[tuple[str, Group]]:

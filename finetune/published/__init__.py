@@ -1,9 +1,10 @@
 """The figures of a published survey of pretrained systems, as printed, with our notes on what cannot be right.
 
-`pretraining_results.csv` holds recalls in percent (empty where none is printed), `pretraining_systems.csv` what each
-system was
-pretrained on and with which tasks. CC is Conceptual Captions, VG Visual Genome, SBU the SBU captions, Books the
-BooksCorpus.
+`pretraining_results.csv` holds recalls in percent (empty where none is printed; `doubtful` names the columns whose
+figure cannot be right or contradicts others), `pretraining_systems.csv` what each system was pretrained on and with
+which tasks. `reproduction.csv` says how each was measured: by the similarity of two encoders or by reading every pair,
+on which captions, and whose code printed the figures (`finetune/compatibility/`). CC is Conceptual Captions, VG Visual
+Genome, SBU the SBU captions, Books the BooksCorpus.
 """
 
 import csv
@@ -15,15 +16,24 @@ FIGURES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 
 @dataclass(frozen=True)
 class Published:
-    """One printed row; `figures` in the order of FIGURES, None where nothing is printed."""
+    """One printed row; `figures` in the order of FIGURES, None where nothing is printed; `doubtful` names of them."""
 
     system: str
     stream: str
     dataset: str
     pretraining_data: str
     figures: tuple[float | None, ...]
+    doubtful: frozenset[str]
     source: str
     note: str
+
+    @property
+    def sum_of_recalls(self) -> float | None:
+        """What RSUM should be; None where a recall is missing or doubtful."""
+        recalls = self.figures[:6]
+        if self.doubtful - {"rsum"} or None in recalls:
+            return None
+        return sum(value for value in recalls if value is not None)
 
 
 def published_results() -> list[Published]:
@@ -36,11 +46,30 @@ def published_results() -> list[Published]:
             dataset=row["dataset"],
             pretraining_data=data[row["system"]],
             figures=tuple(float(row[name]) if row[name] else None for name in FIGURES),
+            doubtful=frozenset(filter(None, row["doubtful"].split(";"))),
             source=f"{row['venue']} {row['year']}",
             note=row["note"],
         )
         for row in _read("pretraining_results.csv")
     ]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How a published system was measured; `compat` is the mode of its code, empty where there is none."""
+
+    system: str
+    every_pair: bool
+    captions: str
+    compat: str
+
+
+def reproductions() -> dict[str, Reproduction]:
+    """By system, in the survey's order of streams."""
+    return {
+        row["system"]: Reproduction(row["system"], row["pairs"] == "every", row["captions"], row["compat"])
+        for row in _read("reproduction.csv")
+    }
 
 
 def _read(name: str) -> list[dict[str, str]]:

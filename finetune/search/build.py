@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from finetune.evaluate import run_name
+from finetune.facts import run_name
 from finetune.measure import choose_device
 from finetune.pictures import thumbnail
 from finetune.search.encoder import Encoder, embeddings
@@ -18,7 +18,8 @@ from finetune.search.gallery import Gallery, open_gallery
 from finetune.search.index import FACTS, STARTS, THUMBNAILS, IndexFacts, Items, MadeOf, MadeWith, write_index
 from finetune.search.nearest import Embeddings, Kind, build, load_faiss
 from finetune.search.tune import MOST_QUERIES, tune
-from pretrain.checkpoint import load_checkpoint
+from pretrain.checkpoint import EMA, load_checkpoint
+from pretrain.hub import hub_place
 from shards.console import Progress, progress
 from shards.errors import DamagedSample, UserError
 from shards.sample import Sample
@@ -156,7 +157,8 @@ def _queries(pictures: Pictures, encoder: Encoder) -> Embeddings:
 
 
 def _made_with(encoder: Encoder, place: str) -> MadeWith:
-    """The place is the checkpoint itself, since a run folder's latest changes, or as typed where it is no path."""
+    """The place is the checkpoint itself, since a run folder's latest changes; a hub's is left as typed."""
     checkpoint = encoder.checkpoint
-    lasting = str(checkpoint.path.resolve()) if Path(place).exists() else place
+    local = checkpoint.path.resolve() / (EMA if checkpoint.weights == EMA else "")
+    lasting = place if hub_place(place) else str(local)
     return MadeWith(place=lasting, digest=checkpoint.digest, name=run_name(checkpoint), step=checkpoint.step)

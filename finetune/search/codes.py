@@ -16,7 +16,6 @@ from finetune.recall import Indices
 
 ITERATIONS = 30
 LEARN_FROM = 20_000  # images that ITQ looks at
-CHUNK_WORDS = 4_000_000  # of the exclusive-or held at a time: 32 MB
 Codes = NDArray[np.uint64]
 Map = NDArray[np.float32]
 
@@ -51,8 +50,8 @@ def _orthonormal(size: int, generator: np.random.Generator) -> NDArray[np.float6
 
 
 def encode(embedding_QE: NDArray[np.float32], map_EB: Map) -> Codes:
-    """Signs packed to uint64 [Q, W]; the number of bits must be a multiple of 64."""
-    return np.packbits(embedding_QE @ map_EB > 0, axis=1).view(np.uint64)
+    """Signs packed to uint64 [Q, W], each column contiguous; the number of bits must be a multiple of 64."""
+    return np.asfortranarray(np.packbits(embedding_QE @ map_EB > 0, axis=1).view(np.uint64))
 
 
 def hamming_top(query_QW: Codes, code_IW: Codes, count: int) -> Indices:
@@ -66,11 +65,9 @@ def hamming_top(query_QW: Codes, code_IW: Codes, count: int) -> Indices:
     return found
 
 
-def hamming(words_W: Codes, code_IW: Codes) -> NDArray[np.int64]:
-    """Differing bits between one code and each of many, int64 [I]."""
-    step = max(1, CHUNK_WORDS // code_IW.shape[1])
-    parts = [
-        np.bitwise_count(code_IW[start : start + step] ^ words_W).sum(1, dtype=np.int64)
-        for start in range(0, len(code_IW), step)
-    ]
-    return np.concatenate(parts)
+def hamming(words_W: Codes, code_IW: Codes) -> NDArray[np.uint16]:
+    """Differing bits between one code and each of many, [I]; word by word, since numpy sums short rows slowly."""
+    distance_I = np.zeros(len(code_IW), np.uint16)
+    for word, column_I in zip(words_W, code_IW.T, strict=True):
+        distance_I += np.bitwise_count(column_I ^ word)
+    return distance_I

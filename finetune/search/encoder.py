@@ -1,6 +1,6 @@
 """A checkpoint as search uses it: texts and images to embeddings, and the matching head over pairs.
 
-Shapes: Q texts, I images, P pairs, E embedding, S side of an image in pixels.
+Shapes: Q texts, I images, P pairs, E embedding.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import torch
 from finetune.recall import Scores
 from finetune.search.nearest import Embeddings
 from pretrain.checkpoint import Checkpoint
-from pretrain.data.transforms import evaluation_pixels
-from pretrain.models.interface import Encoded, ImageInput, TextInput
+from pretrain.data.images import evaluation_images
+from pretrain.models.interface import Encoded, TextInput
 from shards.errors import UserError
 from shards.sample import Sample
 
@@ -44,10 +44,13 @@ class Encoder:
 
     @torch.inference_mode()
     def images(self, samples: Sequence[Sample]) -> Encoded:
-        """Raises DamagedSample where one cannot be decoded."""
-        size = self.checkpoint.config.model.image_size
-        pixels_ISS3 = torch.stack([evaluation_pixels(sample, size) for sample in samples])
-        return self.model.encode_image(ImageInput(pixels_ISS3).to(self.device))
+        """Encodes pixels, or regions where the model reads those.
+
+        Raises:
+            DamagedSample: an image that cannot be decoded.
+            UserError: a sample without the regions that the model reads.
+        """
+        return self.model.encode_image(evaluation_images(samples, self.checkpoint.config).to(self.device))
 
     @torch.inference_mode()
     def match(self, text: Encoded, image: Encoded) -> Scores:

@@ -133,7 +133,7 @@ class Searcher:
         known = self._encoded | fresh
         kept = list(dict.fromkeys([*rows[::-1], *list(self._encoded)[::-1]]))[:REMEMBERED]  # the latest last
         self._encoded = {row: known[row] for row in reversed(kept)}
-        return _together([known[row] for row in rows])
+        return Encoded.concatenate([known[row] for row in rows])
 
     def _encode(self, queries: Sequence[Query]) -> tuple[Embeddings, Encoded | None]:
         """Unit vectors [Q, E], and the encoded texts row by row, None where no query has one."""
@@ -168,14 +168,6 @@ class Searcher:
         match = self.encoder.match(text.rows(torch.zeros(len(hits), dtype=torch.long)), images)
         order = np.argsort(-match, kind="stable")
         return [replace(hits[i], match=float(match[i])) for i in order]
-
-
-def _together(parts: list[Encoded]) -> Encoded:
-    return Encoded(
-        torch.cat([p.tokens_BTD for p in parts]),
-        torch.cat([p.mask_BT for p in parts]),
-        torch.cat([p.embedding_BE for p in parts]),
-    )
 
 
 class _Clock:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
@@ -64,11 +64,14 @@ class Tokenizer:
         """
         return self._special("mask")
 
+    @property
+    def pad_token(self) -> str:
+        """What fills short texts, as the vocabulary spells it."""
+        return self._backend.id_to_token(self.pad_id) or ""
+
     def encode(self, text: str, max_tokens: int, second: str | None = None) -> Text:
         """L <= `max_tokens` tokens, the first and last included; of two segments the longer is cut first."""
-        if not self._backend.truncation or self._backend.truncation["max_length"] != max_tokens:
-            self._backend.enable_truncation(max_tokens)
-        encoding = self._backend.encode(text, second)
+        encoding = self._encoding(text, max_tokens, second)
         from_second_L = np.array([number == 1 for number in encoding.sequence_ids])
         return Text(np.array(encoding.ids, dtype=np.int64), np.maximum.accumulate(from_second_L).astype(np.int64))
 
@@ -80,6 +83,16 @@ class Tokenizer:
         """int64 [L], the number of each token's word; -1 for special tokens."""
         tokens = [self._backend.id_to_token(number) or "" for number in token_ids_L.tolist()]
         return word_numbers(tokens, self.special(token_ids_L), self._marks)
+
+    def spelt(self, text: str, max_tokens: int) -> list[tuple[str, list[int]]]:
+        """The words of a text as it spells them, each with the places of its tokens in `encode`."""
+        encoding = self._encoding(text, max_tokens)
+        places: dict[int, list[int]] = {}
+        for place, word in enumerate(encoding.word_ids):
+            if word is not None:
+                places.setdefault(word, []).append(place)
+        spans = [(encoding.offsets[own[0]][0], encoding.offsets[own[-1]][1], own) for own in places.values()]
+        return [(text[start:stop].strip(), own) for start, stop, own in spans]
 
     @cached_property
     def _marks(self) -> Marks:
@@ -101,6 +114,11 @@ class Tokenizer:
         """Writes the tokenizer.json, as it was read where it was one."""
         content = self._path.read_bytes() if self._path.suffix == ".json" else self._backend.to_str().encode()
         (folder / FILE).write_bytes(content)
+
+    def _encoding(self, text: str, max_tokens: int, second: str | None = None) -> Encoding:
+        if not self._backend.truncation or self._backend.truncation["max_length"] != max_tokens:
+            self._backend.enable_truncation(max_tokens)
+        return self._backend.encode(text, second)
 
     def _special(self, role: str) -> int:
         found = [self._backend.token_to_id(name) for name in NAMES[role]]

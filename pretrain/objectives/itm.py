@@ -54,6 +54,10 @@ class ITM(Objective):
         logits_B2 = self.head(fused.pooled_BD)
         return logits_B2[:, 1] - logits_B2[:, 0]
 
+    def match_logit(self, fused: Fused) -> Tensor:
+        """The logit of a match alone, float [B]: what published evaluators rank by."""
+        return self.head(fused.pooled_BD)[:, 1]
+
     def forward(self, views: Views) -> Tensor:
         if self.config.negatives == "swap":
             match_B = views.swap.match_B

@@ -175,7 +175,11 @@ class Views:
         return self._pairs("fused_causal")
 
     def _pairs(self, name: str) -> Fused:
-        return self._fused[FUSED[name][2]][name]
+        text, _, attention = FUSED[name]
+        fused, length = self._fused[attention][name], getattr(self, text).mask_BT.shape[1]
+        if fused.text_BLD.shape[1] == length:
+            return fused
+        return replace(fused, text_BLD=fused.text_BLD[:, :length])  # what it shared the forward with was longer
 
     def _pair(self, name: str) -> tuple[Encoded, Memory]:
         text, image, _ = FUSED[name]

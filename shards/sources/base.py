@@ -1,6 +1,6 @@
 """What a corpus has to offer: a known length, random access, and a fingerprint of what defines it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from shards.sample import Identity, Sample
@@ -39,6 +39,21 @@ class Sharded(Protocol):
     def place(self, index: int) -> tuple[str, int]:
         """The name of the shard and the ordinal in it, for messages."""
         ...
+
+
+@runtime_checkable
+class Anticipating(Protocol):
+    """A source that reads faster when it knows what comes."""
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """These samples are asked for next."""
+        ...
+
+
+def expect(source: Source, indices: Iterable[int]) -> None:
+    """Tells `source` what comes, if it wants to know."""
+    if isinstance(source, Anticipating):
+        source.expect(indices)
 
 
 def shard_sizes(source: Source) -> Sequence[int]:

@@ -73,7 +73,7 @@ def _text_lines(images: Path, file: str) -> Iterator[str]:
 
 
 def _pairs(path: Path, image_column: str, caption_column: str) -> Iterator[tuple[str, str]]:
-    for number, (image, caption) in enumerate(_rows(path, image_column, caption_column), 1):
+    for number, (image, caption) in enumerate(table_rows(path, image_column, caption_column), 1):
         texts = caption if isinstance(caption, list) else [caption]
         if not isinstance(image, str) or not image or not all(isinstance(text, str) for text in texts):
             raise UserError(
@@ -82,7 +82,7 @@ def _pairs(path: Path, image_column: str, caption_column: str) -> Iterator[tuple
         yield from ((image, text) for text in texts)
 
 
-def _rows(path: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+def table_rows(path: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
     """The values of the columns, row by row; None where a row is too short."""
     require_file("table", path)
     if path.suffix.lower() == ".parquet":

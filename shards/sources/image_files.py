@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.errors import DamagedSample, UserError
-from shards.sample import Identity, Sample
+from shards.sample import Identity, Region, Relation, Sample, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Record:
     file: str
     captions: tuple[str, ...]
     metadata: dict[str, Any]
+    regions: tuple[Region, ...] = ()
+    relations: tuple[Relation, ...] = ()
 
 
 class ImageFileSource:
@@ -63,8 +65,15 @@ class ImageFileSource:
             image=image,
             extension=PurePosixPath(record.file).suffix[1:].lower(),
             captions=record.captions,
+            regions=record.regions,
+            relations=record.relations,
             metadata={**record.metadata, "file": record.file},
         )
+
+    @property
+    def files(self) -> list[str]:
+        """The path of each image below the folder."""
+        return [record.file for record in self._records]
 
     def identity(self, index: int) -> Identity:
         return Identity(self._fingerprint[:16], index)
@@ -151,6 +160,5 @@ def _unique_keys(files: list[str], within: str) -> list[str]:
 def _fingerprint(records: list[Record], sizes: list[int]) -> str:
     digest = hashlib.sha256()
     for record, size in zip(records, sizes, strict=True):
-        values = {"file": record.file, "captions": record.captions, "metadata": record.metadata}
-        digest.update(json.dumps([values, size], sort_keys=True).encode())
+        digest.update(json.dumps([record, size], sort_keys=True, default=plain).encode())
     return digest.hexdigest()

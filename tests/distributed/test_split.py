@@ -4,33 +4,11 @@ import pytest
 import torch
 
 from pretrain import distributed
-from pretrain.batch import Batch
-from pretrain.task import Task
-from tests.distributed.group import Found, mean_over_ranks, over_ranks, rows_of_rank
+from tests.distributed.group import Found, mean_over_ranks, over_ranks
 from tests.distributed.losses import CASES, all_losses
-from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
+from tests.distributed.tasks import TASKS, trained
 
-PAIRS = 8
 Everything = dict[str, Found]
-
-
-def part_of_rank(batch: Batch) -> Batch:
-    cut = {name: rows_of_rank(value) for name, value in vars(batch).items() if value is not None}
-    longest = int(cut["token_mask_BL"].sum(1).max())  # a rank pads to its own longest text
-    texts = {n: cut[n][:, :longest] for n in ("token_ids_BL", "token_mask_BL", "masked_ids_BL", "masked_labels_BL")}
-    return Batch(**(cut | texts))
-
-
-def whole_task() -> Found:
-    """Losses of all objectives together, and the gradient of every parameter."""
-    torch.manual_seed(0)
-    config = tiny_config()
-    task = Task(config.model, config.objectives, VOCABULARY).double()
-    losses = task(part_of_rank(random_batch(PAIRS)))
-    losses["loss"].backward()
-    found = {f"loss {name}": loss.detach() for name, loss in losses.items()}
-    found |= {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
-    return {name: mean_over_ranks(value) for name, value in found.items()}
 
 
 def global_means() -> Found:
@@ -41,7 +19,7 @@ def global_means() -> Found:
 
 
 def everything() -> Everything:
-    return {"task": whole_task(), "means": global_means(), **all_losses()}
+    return {"means": global_means(), **{name: trained(config) for name, config in TASKS.items()}, **all_losses()}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +30,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Everything]:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("case", ["task", *CASES])
+@pytest.mark.parametrize("case", [*TASKS, *CASES])
 def test_losses_and_gradients_do_not_depend_on_the_split(found, case, world):
     expected, split = found[1][case], found[world][case]
     assert split.keys() == expected.keys()

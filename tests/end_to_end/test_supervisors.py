@@ -19,7 +19,9 @@ from tests.ranks import ROOT, environment
 STEPS = 60
 
 
-@pytest.mark.parametrize("file", ["slurm.sbatch", "demo.sh", "emoji.sh"])  # pretrain.sh is Python as well
+@pytest.mark.parametrize(
+    "file", ["slurm.sbatch", "torchrun.sh", "demo.sh", "emoji.sh"]
+)  # pretrain.sh is Python as well
 def test_the_shell_can_read_it(file):
     assert subprocess.run(["bash", "-n", ROOT / "launch" / file]).returncode == 0
 

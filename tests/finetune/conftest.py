@@ -42,8 +42,17 @@ def build(name="ours", dataset="scenes", k=32, **changes):
         "rsum": RSum(
             pessimistic=492.5,
             optimistic=492.5,
-            intervals=Intervals(i2t_r1=(66.0, 74.0), t2i_r1=(57.5, 62.5), rsum=(484.25, 500.75)),
+            intervals=Intervals(
+                i2t_r1=(66.0, 74.0),
+                i2t_r5=(87.5, 92.5),
+                i2t_r10=(93.5, 97.5),
+                t2i_r1=(57.5, 62.5),
+                t2i_r5=(83.0, 87.0),
+                t2i_r10=(90.5, 93.5),
+                rsum=(484.25, 500.75),
+            ),
         ),
+        "ranks": "feedbeef" * 8,
         "command": "finetune evaluate --ckpt run --shards test --out results.json",
         "versions": {"torch": "2.15.0"},
         "machine": {"cpus": 2},

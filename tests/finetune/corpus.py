@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from pretrain.checkpoint import CONFIG, LATEST, PORTABLE, STATE, WEIGHTS, Checkpoint
+from pretrain.checkpoint import CONFIG, LATEST, STATE, WEIGHTS, Checkpoint
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.settings import dump_config
 from pretrain.task import Task
@@ -77,13 +77,29 @@ def checkpoint(folder: Path, **changes: object) -> Checkpoint:
     return Checkpoint(path, config, task, words, {"step": 7, "files": {"model.safetensors": "ab" * 32}})
 
 
+def write_corpus(folder: Path, train: int, test: int) -> Path:
+    """The corpus on disk in Karpathy form: dataset.json and images/."""
+    (folder / "images").mkdir()
+    entries = []
+    for index, sample in enumerate(Corpus(train + test).samples):
+        (folder / "images" / f"{sample.key}.png").write_bytes(sample.image)
+        sentences = [{"raw": caption} for caption in sample.captions]
+        split = "train" if index < train else "test"
+        entries.append({"filename": f"{sample.key}.png", "split": split, "sentences": sentences})
+    (folder / "dataset.json").write_text(json.dumps({"images": entries}))
+    return folder
+
+
 def save(made: Checkpoint) -> Path:
     """Writes a checkpoint as a run leaves it; returns the run folder."""
     made.path.mkdir(parents=True)
     save_file(made.task.state_dict(), made.path / WEIGHTS)
     (made.path / CONFIG).write_text(dump_config(made.config))
     made.tokenizer.save(made.path)
-    files = {name: hashlib.sha256((made.path / name).read_bytes()).hexdigest() for name in PORTABLE}
+    files = {
+        name: hashlib.sha256((made.path / name).read_bytes()).hexdigest()
+        for name in (WEIGHTS, CONFIG, "tokenizer.json")
+    }
     (made.path / STATE).write_text(json.dumps({"step": 7, "world": 1, "stream": {}, "files": files}))
     (made.path.parent / LATEST).write_text(made.path.name)
     return made.path.parent.parent

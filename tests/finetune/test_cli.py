@@ -11,24 +11,14 @@ from finetune.config import FinetuneConfig, RetrievalData, pretrain_config
 from pretrain.config import DataConfig
 from pretrain.settings import load_config
 from shards.errors import UserError
-from tests.finetune.corpus import Corpus, checkpoint, save
+from tests.finetune.corpus import checkpoint, save, write_corpus
 from tests.pretrain.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A Karpathy-form corpus on disk: 16 images for training, 12 for testing."""
-    folder = tmp_path_factory.mktemp("corpus")
-    (folder / "images").mkdir()
-    entries = []
-    for index, sample in enumerate(Corpus(28).samples):
-        (folder / "images" / f"{sample.key}.png").write_bytes(sample.image)
-        sentences = [{"raw": caption} for caption in sample.captions]
-        entries.append(
-            {"filename": f"{sample.key}.png", "split": "train" if index < 16 else "test", "sentences": sentences}
-        )
-    (folder / "dataset.json").write_text(json.dumps({"images": entries}))
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), train=16, test=12)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +56,29 @@ def test_evaluate_table_report(ckpt, common, tmp_path, capsys):
     assert "| **again**" in capsys.readouterr().out
     assert status("table", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["system"] == "again"
+    assert status("compare", out, out) == 0
+    assert "both are the same checkpoint" in capsys.readouterr().out
     page = tmp_path / "report.html"
     assert status("report", out, "--out", page) == 0
     assert page.read_text().count("data:image/jpeg") > 20
+
+
+def test_published_evaluators_and_comparison(ckpt, common, tmp_path, capsys):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    words = ["evaluate", "--ckpt", ckpt, *common, "--compat", "albef", "--compat", "open_clip", "--compat", "uniter"]
+    assert status(*words, "--out", first) == 0
+    assert "as albef prints it: " in capsys.readouterr().out
+    made = json.loads(first.read_text())
+    assert [mode["mode"] for mode in made["compatibility"]] == ["albef", "open_clip", "uniter"]
+    assert first.with_suffix(".ranks.npz").stat().st_size < 4000
+    assert status("evaluate", "--ckpt", ckpt, *common, "--rerank", 0, "--out", second) == 0
+    capsys.readouterr()
+    assert status("compare", first, second) == 2
+    assert "`protocol.rerank` must be the same" in capsys.readouterr().err
+    assert status("compare", first, second, "--any-rerank", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["warning"].endswith("re-ranked differently")
+    assert found["differences"][6]["first"] == made["rsum"]["pessimistic"]
 
 
 def test_retrieval_trains_and_refuses_a_used_folder(ckpt, common, tmp_path, capsys):
@@ -105,6 +115,11 @@ def test_retrieval_trains_and_refuses_a_used_folder(ckpt, common, tmp_path, caps
         (["+ckpt", "+annotations", "--images", "nowhere"], "`images` (=nowhere) must be a folder"),
         (["+ckpt", "+common", "--split", "vla"], "`split` (=vla) must name images"),
         (["+ckpt", "+common", "--rerank", "5"], "`--rerank` (=5) must be 0 (off) or at least 10"),
+        (["+ckpt", "+common", "--compat", "albfe"], "did you mean `albef`"),
+        (["+ckpt", "+common", "--compat", "albef", "--rerank", "0"], "it needs a matching head and `--rerank` above 0"),
+        (["+ckpt", "+common", "--compat", "vse++"], "counts on 5 captions of each image; one image has 1"),
+        (["+ckpt", "+common", "--compat-images", "nowhere"], "`--compat-images` (=nowhere) is not a file"),
+        (["+ckpt", "+common", "--system", "Vilt"], "did you mean `ViLT`"),
         (["+ckpt", "+common", "--dataset", "coco_5k"], "must have 5000 images; the data has 12"),
         (["+ckpt", "+common", "--device", "tpu"], "`--device` (=tpu) must be cpu"),
     ],
@@ -116,7 +131,7 @@ def test_evaluate_refuses(words, message, ckpt, common, tmp_path, capsys):
     assert status("evaluate", *expanded, "--out", out) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.strip().count("\n") == 0 or "split" in message
+    assert error.strip().count("\n") == 0 or "split" in message or "captions of" in message
     assert not out.parent.exists()
 
 
@@ -151,7 +166,7 @@ def test_the_configuration_that_is_trained():
 def test_batching_settings_are_those_of_pretraining():
     """Listed again without what fine-tuning takes from elsewhere; `max_tokens` alone has another default."""
     ours, theirs = RetrievalData().model_dump(), DataConfig().model_dump()
-    assert theirs.keys() - ours.keys() == {"shards", "tokenizer"}
+    assert theirs.keys() - ours.keys() == {"shards", "cache", "cache_gigabytes", "tokenizer", "second", "regions"}
     assert {name for name in ours if ours[name] != theirs[name]} == {"max_tokens"}
 
 

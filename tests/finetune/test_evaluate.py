@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.evaluate import Labels, Options, check_rerank, choose_folds, choose_rerank, evaluate
+from finetune import evaluate as evaluation
+from finetune.evaluate import Options, check_rerank, choose_every_pair, choose_folds, choose_rerank
 from finetune.examples import thumbnails
+from finetune.facts import Labels
 from finetune.ranking import Side, rank
 from finetune.recall import Recall
 from finetune.results import Results
@@ -15,8 +17,15 @@ from pretrain.data.images import evaluation_images
 from pretrain.models.interface import TextInput
 from shards.errors import UserError
 from tests.finetune.corpus import Corpus, checkpoint
+from tests.pretrain.tiny import tiny_config
 
 LABELS = Labels(name="tiny", data="corpus", dataset="corpus", pretraining_data="", command="finetune evaluate")
+
+
+def evaluate(*arguments):
+    return evaluation.evaluate(*arguments).results
+
+
 ROUNDING = 2e-5  # measured 2e-6 between batch sizes, on log-odds of about 1
 
 
@@ -80,7 +89,8 @@ def test_the_same_text_has_the_same_score_to_the_last_bit(tiny, data):
 def test_reranking_against_sorting_the_slow_scores(tiny, data, slow, score):
     k = 10
     fold = data.folds(1)[0]
-    ranked = rank(Scorer(tiny, data), [Side(fold, True), Side(fold, False)], k, score)
+    scorer = Scorer(tiny, data)
+    ranked = rank(scorer, scorer.similarity(), [Side(fold, True), Side(fold, False)], k, score)
     cosine, logit = slow
     second = logit + cosine if score == "itm+itc" else logit
     for way, first, final in ((ranked[0], cosine, second), (ranked[1], cosine.T, second.T)):
@@ -99,6 +109,43 @@ def test_reranking_against_sorting_the_slow_scores(tiny, data, slow, score):
             }
             place = 1 + next(at for at, item in enumerate(order) if item in right)
             assert way.ranks.optimistic[query] <= place <= way.ranks.pessimistic[query]
+
+
+def test_every_pair_is_the_whole_matrix_of_the_head(tiny, data, slow):
+    log_odds, logit = Scorer(tiny, data).every_pair()
+    np.testing.assert_allclose(log_odds, slow[1], atol=ROUNDING)
+    image, text = (index.ravel() for index in np.indices(logit.shape))
+    np.testing.assert_allclose(logit.ravel(), Scorer(tiny, data).logits(image, text), atol=ROUNDING)
+    assert not np.allclose(log_odds, logit), "two heads"
+    results = evaluate(tiny, data, LABELS, Options(every_pair=True))
+    assert (results.protocol.rerank, results.protocol.score) == (0, "itm")
+    best = [row.argmax() for row in slow[1]]
+    hits = 100 * np.mean([data.image_T[text] == image for image, text in enumerate(best)])
+    assert results.i2t.optimistic.r1 == pytest.approx(hits)
+
+
+SINGLE = {
+    "objectives": {"itm": {}, "mlm": {}},
+    "model": {**tiny_config().model.model_dump(), "embedding_dim": None, "fusion": {"trunk": "joint", "heads": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A single-stream model: no towers, no shared space."""
+    return checkpoint(tmp_path_factory.mktemp("single"), **SINGLE)
+
+
+def test_a_model_without_a_shared_space_matches_every_pair(single, data):
+    assert choose_every_pair(False, single)
+    assert choose_rerank(None, single, True) == 0
+    results = evaluate(single, data, LABELS, Options(every_pair=True, compat=("uniter",)))
+    assert (results.stream, results.protocol.score) == ("single", "itm")
+    scores, _ = Scorer(single, data).every_pair()
+    expected = 100 * np.mean([data.image_T[row.argmax()] == image for image, row in enumerate(scores)])
+    assert results.i2t.optimistic.r1 == pytest.approx(expected)
+    with pytest.raises(UserError, match=r"`--rerank` \(=16\) must be 0 where every pair is matched"):
+        choose_rerank(16, single, True)
 
 
 def test_results_say_what_was_done(tiny, data):
@@ -148,7 +195,7 @@ def test_examples_show_the_first_five_and_the_worst(tiny, data):
 def test_folds_are_means_over_smaller_galleries(tiny, data):
     results = evaluate(tiny, data, LABELS, Options(folds=3))
     scorer = Scorer(tiny, data)
-    parts = [rank(scorer, [Side(fold, True)], 0, "itm")[0] for fold in data.folds(3)]
+    parts = [rank(scorer, scorer.similarity(), [Side(fold, True)], 0, "itm")[0] for fold in data.folds(3)]
     expected = [Recall.of(part.ranks.pessimistic) for part in parts]
     assert results.i2t.pessimistic == Recall.mean_of(expected)
     assert results.i2t.deviation is not None

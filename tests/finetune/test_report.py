@@ -3,11 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
-from finetune.curves import HEIGHT, MOST_POINTS, WIDTH, charts, read_log
+from finetune.curves import HEIGHT, LEFT, MOST_POINTS, RIGHT, WIDTH, charts, histogram_chart, read_log
 from finetune.report import results_files, write_report
+from finetune.results import Analysis, AsPrinted, Confusion, Histogram, RerankPoint, WordMiss
 from shards.errors import UserError
+from tests.finetune.test_compare import ranks_of, write
 
 PICTURE = "data:image/jpeg;base64,AAAA"
 
@@ -114,3 +117,66 @@ def test_refusals(run, tmp_path):
     with pytest.raises(UserError, match="a line that is not JSON"):
         page_of([broken], [], tmp_path)
     assert not (tmp_path / "pages").exists(), "nothing is written before everything is read"
+
+
+def analysis():
+    return Analysis(
+        words=[WordMiss(word="<kite>", texts=20, r1=5.0, others_r1=80.0)],
+        group_by="kind",
+        confusions_i2t=[Confusion(own="cat", found="dog", queries=7, of=31)],
+        confusions_t2i=[],
+        rerank=[
+            RerankPoint(k=k, i2t_r1=50 + k, t2i_r1=40 + k, rsum=400, i2t_ceiling=90 + k / 10, t2i_ceiling=80)
+            for k in (0, 10, 20)
+        ],
+        histogram=Histogram(score="itc", edges=[-0.5, 0.0, 0.5, 1.0], right=[0, 0.25, 0.75], wrong=[0.5, 0.5, 0]),
+    )
+
+
+def test_what_it_misses(results_file, tmp_path):
+    page = page_of([results_file(analysis=analysis())], [], tmp_path)
+    assert "What it misses" in page
+    assert "&lt;kite&gt;</th><td>20</td><td>5.0</td><td>80.0</td>" in page
+    assert 'cat</th><td class="stay">dog</td><td>7</td><td>31</td>' in page
+    assert "Wrong first answers by kind, text to image" not in page, "nothing to show"
+    assert "R@1 in percent against re-ranked candidates" in page
+    assert "Share of pairs by cosine" in page
+    assert not re.search(r"nan|inf\b", " ".join(re.findall(r' d="([^"]*)"', page)))
+
+
+def test_a_histogram_is_drawn_where_its_scores_are():
+    chart = histogram_chart(analysis().histogram)
+    wrong = [tuple(map(float, point.split(","))) for point in chart.paths[1][1].removeprefix("M").split("L")]
+    xs = [x for x, _ in wrong]
+    assert min(xs) == LEFT
+    assert max(xs) == WIDTH - RIGHT
+    assert xs[2] - xs[1] == pytest.approx((WIDTH - LEFT - RIGHT) / 3, abs=0.1), "three equal bins from -0.5 to 1"
+    assert [label for _, label in chart.x_ticks] == ["-0.5", "0", "0.5", "1"]
+
+
+def test_two_runs_are_compared(made_up, tmp_path):
+    """The second gets all that the first gets and forty images more; a third of other data is left out."""
+    worse, better = np.repeat([1, 99], [100, 100]), np.repeat([1, 99], [140, 60])
+    paths = [
+        write(made_up, tmp_path / f"{name}.json", name, ranks_of(rank, np.repeat(rank, 5)))
+        for name, rank in (("base", worse), ("<tuned>", better), ("other", worse))
+    ]
+    other = json.loads(paths[2].read_text())
+    other["data"]["digest"] = "0" * 64
+    paths[2].write_text(json.dumps(other))
+    page = page_of(paths, [], tmp_path)
+    assert "Compared with base" in page
+    assert "&lt;tuned&gt; minus base" in page
+    assert "40 images and 200 texts in &lt;tuned&gt;, 0 and 0 in base" in page
+    assert "other minus base" not in page
+    assert page.count('class="span sure"') == 7
+    paths[0].with_suffix(".ranks.npz").unlink()
+    assert "Compared with" not in page_of(paths, [], tmp_path), "without ranks nothing can be paired"
+
+
+def test_published_evaluators_stand_apart(results_file, tmp_path):
+    printed = AsPrinted(mode="uniter", difference="half <precision>", i2t=(1, 2, 3), t2i=(4, 5, 6.25), lines={"r": 1})
+    page = page_of([results_file(compatibility=[printed])], [], tmp_path)
+    assert "As published evaluators would print it" in page
+    assert "half &lt;precision&gt;" in page
+    assert "<td>6.2</td>" in page

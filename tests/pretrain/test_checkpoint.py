@@ -125,6 +125,14 @@ def test_pruning_keeps_the_newest_and_never_the_one_that_latest_names(tmp_path):
     assert files(tmp_path) == ["latest", "step-00000002", "step-00000003"]
 
 
+def test_pruning_keeps_the_steps_that_keep_every_divides(tmp_path):
+    for step in (2, 3, 4, 6, 7, 8):  # `latest` never came to 8
+        (tmp_path / f"step-{step:08d}").mkdir()
+    (tmp_path / "latest").write_text("step-00000007")
+    prune(tmp_path, keep=1, every=4)
+    assert files(tmp_path) == ["latest", "step-00000004", "step-00000007"]
+
+
 def test_weights_load_without_pickle(trained, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled")
@@ -185,3 +193,19 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(configure, small_disk, le
     assert all(torch.equal(value, expected[name]) for name, value in found.task.state_dict().items())
     (small_disk / "filler").unlink()
     assert load_checkpoint(save_checkpoint(small_disk, 2, engine, config, tokenizer, STREAM)).step == 2
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_disk_that_fills_up_stops_the_run_or_lets_it_go_on(configure, small_disk, capsys, policy):
+    """Full after the first checkpoint; at the end there must be one, so the run then stops in any case."""
+    settings = (f"run.out={small_disk / 'run'}", "run.steps=3", "run.save_every=1", f"run.on_save_failure={policy}")
+    fit(configure(*settings, "run.steps=1"))
+    usage = subprocess.run(["df", "--output=avail", "-B1", small_disk], capture_output=True, text=True, check=True)
+    (small_disk / "filler").write_bytes(bytes(int(usage.stdout.split()[1]) - 50_000))
+    with pytest.raises(CheckpointNotWritten):
+        fit(configure(*settings, "run.resume=auto"))
+    said = capsys.readouterr().err
+    assert ("step 2: the checkpoint was not written, older ones are whole: " in said) == (policy == "continue")
+    assert load_checkpoint(small_disk / "run").step == 1
+    (small_disk / "filler").unlink()
+    assert load_checkpoint(fit(configure(*settings, "run.resume=auto"))).step == 3

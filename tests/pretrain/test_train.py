@@ -27,6 +27,7 @@ from tests.pretrain.colours import Colours
 from tests.pretrain.runs import files, interrupted, logged, weights
 from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
 from tests.ranks import environment
+from tests.shards.server import serving
 
 LEARNS = (
     "run.steps=120",
@@ -86,11 +87,11 @@ RESUMED = (
 )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_interrupted_run_goes_on_bit_for_bit(configure, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "later"), [(0, 0), (2, 1)])
+def test_an_interrupted_run_goes_on_bit_for_bit(configure, tmp_path, workers, later):
     fit(configure(*RESUMED, f"data.workers={workers}"))
     copy = interrupted(tmp_path / "run", 3, tmp_path / "copy")
-    fit(configure(*RESUMED, f"data.workers={workers}", f"run.out={copy}", "run.resume=auto"))
+    fit(configure(*RESUMED, f"data.workers={later}", f"run.out={copy}", "run.resume=auto"))
     assert logged(copy) == logged(tmp_path / "run")
     assert weights(copy, 6).read_bytes() == weights(tmp_path / "run", 6).read_bytes()
 
@@ -373,3 +374,11 @@ def test_a_mixture_trains_and_a_changed_one_is_not_resumed(configure, corpus, tm
         UserError, match=r"^`data\.shards` .*'weight': 2\.0, .* must be .*'weight': 1\.0, .*, as in the run"
     ):
         fit(configure(f"data.shards=[{parts}, weight: 2}}]", "run.steps=3", "run.resume=auto"))
+
+
+def test_training_from_a_url_is_training_from_the_folder(configure, corpus, tmp_path):
+    fit(configure("run.steps=2"))
+    with serving(corpus.shards) as server:
+        cache = tmp_path / "cache"
+        fit(configure(f"data.shards={server.url}", f"data.cache={cache}", "run.steps=2", f"run.out={tmp_path / 'far'}"))
+    assert weights(tmp_path / "far", 2).read_bytes() == weights(tmp_path / "run", 2).read_bytes()

@@ -1,5 +1,6 @@
 """The smallest model that has every part, and batches for it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,6 +57,53 @@ def random_batch(pairs: int, length: int = 9, seed: int = 0, image_size: int = 3
         masked_labels_BL=torch.where(chosen_BL, ids_BL, IGNORE),
         group_B=torch.arange(pairs),
         draws_BK=torch.rand(pairs, len(Draw), generator=generator, dtype=torch.float64),
+    )
+
+
+FEATURES, CLASSES = 7, 5
+
+
+def tiny_joint(objectives: dict[str, object], **changes: object) -> PretrainConfig:
+    """A UNITER in small: regions and words in one sequence, under these objectives; `changes` replace sections."""
+    text = {
+        "hidden_size": 32,
+        "num_hidden_layers": 0,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "hidden_dropout_prob": 0.0,
+    }
+    model = {
+        "embedding_dim": None,
+        "vision": {"region": {"features": FEATURES, "width": 32, "box": "box7"}},
+        "text": {"options": text},
+        "fusion": {"trunk": "joint", "depth": 2, "heads": 2, "pooler": "tanh"},
+    }
+    data = {"max_tokens": 16, "global_batch": 8, "second": "tags", "regions": {"hide": 0.3, "classes": CLASSES}}
+    return parse_config(PretrainConfig, {"model": model, "objectives": objectives, "data": data} | changes)
+
+
+def region_batch(pairs: int, regions: int = 6, seed: int = 0) -> Batch:
+    """`random_batch` with regions of unequal number in place of pixels, about a third hidden, tags and pollution."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    batch = random_batch(pairs, seed=seed)
+    mask_BK = torch.arange(regions) < torch.randint(2, regions + 1, (pairs, 1), generator=generator)
+    corners = torch.rand(pairs, regions, 2, 2, generator=generator).sort(dim=2).values
+    shape = (pairs, regions)
+    second_BL = torch.arange(batch.token_ids_BL.shape[1]) > 3
+    return replace(
+        batch,
+        pixels_BHWC=None,
+        segments_BL=second_BL.long().expand(pairs, -1),
+        region_features_BKF=torch.randn(*shape, FEATURES, generator=generator) * mask_BK[..., None],
+        region_boxes_BK4=corners.flatten(2) * mask_BK[..., None],
+        region_mask_BK=mask_BK,
+        region_labels_BK=torch.randint(CLASSES, shape, generator=generator).where(mask_BK, IGNORE),
+        region_attributes_BKA=torch.randint(-1, CLASSES, (*shape, 2), generator=generator)
+        .clamp(min=-1)
+        .apply_(lambda number: IGNORE if number < 0 else number),
+        region_probabilities_BKC=torch.randn(*shape, CLASSES, generator=generator).softmax(-1) * mask_BK[..., None],
+        masked_regions_BK=mask_BK & (torch.rand(shape, generator=generator) < 0.4),
+        pollution_B=torch.randint(3, (pairs,), generator=generator),
     )
 
 

@@ -77,7 +77,7 @@ def test_build_from_published_forms(name: str, shards: Call, image_files: Path, 
     assert status == 0
     assert json.loads(text).items() >= counts.items()
     text = shards(*arguments, "--overwrite")[1]
-    assert text.endswith("; 1 rows skipped, as their image is not here\n") == bool(counts["skipped"])
+    assert text.endswith("; 1 rows skipped, as their image or its regions are not here\n") == bool(counts["skipped"])
     assert shards("verify", tmp_path / "set")[0] == 0
 
 
@@ -153,6 +153,15 @@ def test_manifest_of_tars_that_are_there(shards: Call, shard_folder: Path) -> No
     assert shards("verify", shard_folder)[0] == 0
 
 
+def test_stats_and_inspect(shards: Call, shard_folder: Path, tmp_path: Path) -> None:
+    status, text, _ = shards("stats", shard_folder)
+    assert (status, text.splitlines()[0].split(",")[1]) == (0, " 7 shards")
+    assert json.loads(shards("stats", shard_folder, "--json")[1])["samples"] == 50
+    assert shards("inspect", shard_folder, "--html", tmp_path / "page.html", "--samples", 5)[0] == 0
+    assert shards("inspect", shard_folder, "--html", tmp_path / "page.html")[0] == 2
+    assert shards("inspect", shard_folder, "--html", tmp_path / "none" / "page.html")[0] == 2
+
+
 def test_verify_exits_1_where_damaged(shards: Call, shard_folder: Path) -> None:
     (shard_folder / "shard-000001.tar").unlink()
     status, text, _ = shards("verify", shard_folder)
@@ -169,7 +178,7 @@ def test_verify_exits_1_where_damaged(shards: Call, shard_folder: Path) -> None:
         (("build", "scenes", "--samples", "0"), "`samples` (=0) must be at least 1"),
         (("build", "scenes", "--samples", "1", "--workers", "0"), "`workers` (=0) must be at least 1"),
         (("build", "scenes", "--samples", "1", "--executor", "slurm"), "`executor` (=slurm) must be local or ray"),
-        (("build", "scenes", "--samples", "1", "--filter", "words=1"), "`filter` (=words=1) must be NAME=VALUE"),
+        (("build", "scenes", "--samples", "1", "--filter", "words=1"), "`filter` (=words) must be one of"),
         (("build", "scenes", "--samples", "1", "--split", "dev"), "`split` (=dev) must be one of train, val, test"),
         (("build", "scenes", "--samples", "1", "--resume", "--overwrite"), "exclude each other"),
         (("build", "scenes", "--samples", "1", "--samples-per-shard", "0"), "`samples_per_shard` (=0) must be"),
@@ -189,14 +198,10 @@ def test_bad_input_is_one_sentence_before_any_file(
 
 
 def test_every_help_has_an_example(shards: Call) -> None:
-    sources = ("scenes", "karpathy", "coco", "albef", "flickr30k", "conceptual-captions", "folder")
-    for command in (
-        *(("build", source) for source in sources),
-        ("verify",),
-        ("tokenizer",),
-        ("filter",),
-        ("manifest",),
-    ):
+    sources = ("scenes", "karpathy", "coco", "albef", "flickr30k", "conceptual-captions", "folder", "sbu")
+    sources += ("visual-genome", "bottom-up")
+    others = ("verify", "tokenizer", "filter", "manifest", "download", "stats", "inspect")
+    for command in (*(("build", source) for source in sources), *((name,) for name in others)):
         status, text, _ = shards(*command, "--help")
         assert status == 0
         assert f"Example:\n    shards {' '.join(command)} " in text

@@ -13,7 +13,16 @@ from PIL import Image
 
 from shards.duplicates import near_repeated, near_signature, repeated
 from shards.errors import UserError
-from shards.filters import PRESETS, Filters, judge, language_of, parse_filters
+from shards.filters import (
+    LIKELY,
+    PRESETS,
+    Filters,
+    caption_fault,
+    judge,
+    language_of,
+    language_probability,
+    parse_filters,
+)
 from shards.sample import Sample
 from tests.shards.conftest import png
 
@@ -91,13 +100,22 @@ def test_english_captions_of_coco_are_english(test_data: Path) -> None:
     captions = [annotation["caption"] for annotation in content["annotations"][::100]]
     assert len(captions) > 200
     assert np.mean([language_of(caption) == "en" for caption in captions]) > 0.99  # 1.0 was measured.
+    assert all(language_probability(caption, ("en",)) >= LIKELY for caption in captions)
+
+
+def test_short_captions_of_other_languages_are_dropped() -> None:
+    texts = ["ein kleiner roter Hund", "deux enfants à la plage", "bolso de cuero", "due bambini in spiaggia", "赤い犬"]
+    assert [caption_fault(text, Filters(languages=("en",))) for text in texts] == ["languages"] * 5
+    assert [caption_fault(text, Filters(languages=("de", "fr", "es", "it", "ja"))) for text in texts] == [""] * 5
+    assert caption_fault("alarm clock", Filters(languages=("en",))) == ""
 
 
 @pytest.mark.parametrize(
     ("preset", "given", "message"),
     [
-        ("datcomp", [], r"`preset` (=datcomp) must be one of datacomp; did you mean `datacomp`?"),
-        (None, ["min_word=2"], "`filter` (=min_word=2) must be NAME=VALUE; did you mean `min_words`?"),
+        ("datcomp", [], r"`preset` (=datcomp) must be a .yaml file or datacomp; did you mean `datacomp`?"),
+        ("none.yaml", [], "`preset` (=none.yaml) cannot be read: no such file or directory"),
+        (None, ["min_word=2"], "`filter` (=min_word) must be one of max_nsfw, max_watermark, min_similarity, "),
         (None, ["min_words"], "`filter` (=min_words) must be NAME=VALUE"),
         (None, ["min_words=0"], "`filter` (=min_words=0) is refused: input should be greater than or equal to 1"),
         (None, ["languages=english"], "`languages` (=english) must be ISO 639-1 codes such as en, de or zh"),
@@ -115,6 +133,21 @@ def test_settings_go_over_the_preset() -> None:
         update={"min_words": 3, "exact_duplicates": True, "languages": ("en", "de")}
     )
     assert parse_filters(None, []).settings == {}
+
+
+def test_filters_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "filters.yaml"
+    file.write_text("min_words: 3\nlanguages: [en, de]\nmax_aspect: 3\n")
+    assert parse_filters(str(file), ["max_aspect=2"]) == Filters(min_words=3, languages=("en", "de"), max_aspect=2)
+    for content, message in (
+        ("- a", "must hold lines of NAME: VALUE"),
+        ("a: [", "is not YAML"),
+        ("min_word: 3", r"`filter` \(=min_word\) must be one of .*; did you mean `min_words`\?"),
+        ("min_words: many", r"`filter` \(=min_words=many\) is refused: input should be a valid integer"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            parse_filters(str(file), [])
 
 
 def test_datacomp_preset_is_the_published_rule() -> None:

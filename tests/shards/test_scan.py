@@ -65,6 +65,18 @@ def test_counts_add_up_and_rejections_are_named(noisy: Any, tmp_path: Path) -> N
     assert not (tmp_path / ".scan").exists()
 
 
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_verify_checks_the_list_of_rejections(damage: str, noisy: Any, tmp_path: Path) -> None:
+    build_shards(noisy, tmp_path, filters=FILTERS)
+    (tmp_path / "rejected.parquet").unlink()
+    if damage == "changed":
+        (tmp_path / "rejected.parquet").write_bytes(b"other")
+    state = {"missing": "is missing", "changed": "does not match its sha256"}[damage]
+    report = verify(tmp_path)
+    assert [finding.reason for finding in report.findings] == [f"the list of rejected samples {state}"]
+    assert report.lost == 0
+
+
 def test_kept_samples_are_as_they_were_but_for_dropped_captions(noisy: Any, tmp_path: Path) -> None:
     build_shards(noisy, tmp_path, samples_per_shard=8, filters=FILTERS)
     back = ShardSet(tmp_path)

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from shards.errors import UserError
 from shards.sources.scenes import ScenesSource
-from shards.tokenizer import SPECIALS, train_tokenizer, write_tokenizer
+from shards.tokenizer import SPECIALS, train_sentencepiece, train_tokenizer, write_tokenizer
 from shards.write import build_shards
 
 TEXTS = ["The red star", "a blue star above the red ring", "stars and rings, starry"] * 3
@@ -31,14 +32,15 @@ def test_ties_and_order_do_not_matter() -> None:
     assert len(trained) == 1
 
 
-def test_two_processes_write_identical_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "suffix"), [("wordpiece", "json"), ("sentencepiece", "model")])
+def test_two_processes_write_identical_files(kind: str, suffix: str, tmp_path: Path) -> None:
     build_shards(ScenesSource(60, 0, "train"), tmp_path / "set")
     program = "import sys; from pathlib import Path; from shards.tokenizer import write_tokenizer as w"
-    for name in ("a", "b"):
-        call = f"{program}; w(Path({str(tmp_path / 'set')!r}), Path({str(tmp_path / name)!r}), 120)"
+    outs = [tmp_path / f"{name}.{suffix}" for name in ("a", "b")]
+    for out in outs:
+        call = f"{program}; w(Path({str(tmp_path / 'set')!r}), Path({str(out)!r}), 120, {kind!r})"
         subprocess.run([sys.executable, "-c", call], check=True)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert write_tokenizer(tmp_path / "set", tmp_path / "c", 120) == 120
+    assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
 def test_refusals(tmp_path: Path, shard_folder: Path) -> None:
@@ -46,3 +48,31 @@ def test_refusals(tmp_path: Path, shard_folder: Path) -> None:
         train_tokenizer(TEXTS, 7)
     with pytest.raises(UserError, match="must lie in a folder that exists"):
         write_tokenizer(shard_folder, tmp_path / "none/tokenizer.json")
+
+
+def test_sentencepiece_is_a_function_of_the_texts_and_has_the_special_pieces(tmp_path: Path) -> None:
+    model = train_sentencepiece(TEXTS, 40)
+    assert model == train_sentencepiece(TEXTS[::-1], 40) == train_sentencepiece(set(TEXTS), 40)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert [processor.id_to_piece(i) for i in range(5)] == ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]
+    assert processor.decode(processor.encode("The RED star")) == "the red star"
+    assert processor.vocab_size() <= 40
+
+
+def test_sentencepiece_from_shards(tmp_path: Path) -> None:
+    build_shards(ScenesSource(60, 0, "train"), tmp_path / "set")
+    tokens = write_tokenizer(tmp_path / "set", tmp_path / "spm.model", 150, "sentencepiece")
+    processor = sentencepiece.SentencePieceProcessor(str(tmp_path / "spm.model"))
+    assert 50 < processor.vocab_size() == tokens <= 150
+    assert processor.unk_id() not in processor.encode("a red star above a blue ring")
+
+
+def test_sentencepiece_refusals(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^`vocab_size` \(=7\) cannot be trained: .*smaller than required"):
+        train_sentencepiece(TEXTS, 7)
+    with pytest.raises(UserError, match="needs at least one caption"):
+        train_sentencepiece([], 7)
+    with pytest.raises(UserError, match=r"must end in \.model, as `kind` \(=sentencepiece\) has it"):
+        write_tokenizer(tmp_path, tmp_path / "t.json", 7, "sentencepiece")
+    with pytest.raises(UserError, match=r"`kind` \(=bpe\) must be one of wordpiece, sentencepiece"):
+        write_tokenizer(tmp_path, tmp_path / "t.json", 7, "bpe")  # type: ignore[arg-type]

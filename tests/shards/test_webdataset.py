@@ -3,11 +3,14 @@
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shards.errors import DamagedSample, UserError
 from shards.reader import ShardSet
@@ -183,6 +186,52 @@ def test_a_cut_shard_never_pairs_with_the_next_of_the_same_keys(tmp_path: Path) 
     assert shards[0].captions == ("another 0",)
 
 
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.data())
+def test_no_damage_ever_mixes_pairs(data: st.DataObject) -> None:
+    """Bytes cut out, zeroed, overwritten, or put in, anywhere: what is found whole belongs together, nothing raises."""
+    content = WHOLE + data.draw(st.sampled_from([b"", OTHER, OTHER[512:]]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        length = data.draw(st.sampled_from([0, 1, 3, 100, 512, 513, 1024, 5000]))
+        put = data.draw(st.sampled_from([b"", bytes(length), b"\xa5" * length, content[:length]]))
+        content = content[:start] + put + content[start + length :]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "a.tar").write_bytes(content)
+        (folder / "b.tar").write_bytes(tar_bytes(samples(30)))
+        write_manifest(folder)
+        shards = ShardSet(folder)
+        assert shards[len(shards) - 1].captions == ("caption 30",)
+        for sample in (shards[i] for i in range(len(shards))):
+            caption, number = sample.captions[0], BY_IMAGE.get(sample.image)
+            if number is not None and caption in BY_IMAGE.values():
+                assert caption == number
+
+
+OTHER = tar_bytes(
+    [(f"{n - 20:09d}{name[9:]}", content) for n in range(20, 24) for name, content in sample(n)]  # The keys of WHOLE.
+)
+BY_IMAGE = {png(i, 9 + i, 7): f"caption {i}" for i in (*range(10), *range(20, 24))}
+
+
+def test_halves_on_both_sides_of_damage_are_not_joined(tmp_path: Path) -> None:
+    """The first archive ends behind an image; the second begins with that key, but lost its own image."""
+    (tmp_path / "a.tar").write_bytes(tar_bytes([A_PNG])[:1024] + bytes(1024) + tar_bytes([("a.txt", b"of another")]))
+    (tmp_path / "b.tar").write_bytes(tar_bytes(samples(1)))
+    result = write_manifest(tmp_path)
+    assert captions(tmp_path) == ["caption 1"]
+    assert result.manifest.filtered is not None
+    assert result.manifest.filtered.rejected == {"no_caption": 1, "no_image": 1}
+
+
+def test_bytes_lost_in_a_header_cost_that_sample_alone(tmp_path: Path) -> None:
+    """What follows is no longer at whole blocks."""
+    (tmp_path / "a.tar").write_bytes(WHOLE[: HEADER_OF_4 + 100] + WHOLE[HEADER_OF_4 + 107 :])
+    write_manifest(tmp_path)
+    assert captions(tmp_path) == [f"caption {i}" for i in ALL if i != 4]
+
+
 A_PNG, A_TXT = sample(1, "a")[0], sample(1, "a")[2]
 ODD: dict[str, tuple[list[Pair], list[str], dict[str, int], dict[str, int]]] = {
     "dotted keys": (
@@ -209,6 +258,12 @@ ODD: dict[str, tuple[list[Pair], list[str], dict[str, int], dict[str, int]]] = {
     "no image": ([A_TXT, *sample(2)], ["caption 2"], {}, {"no_image": 1}),
     "no caption": ([A_PNG, ("b.png", A_PNG[1]), ("b.txt", b" \n"), *sample(2)], ["caption 2"], {}, {"no_caption": 2}),
     "caption not UTF-8": ([A_PNG, ("a.txt", b"\xff\xfe"), *sample(2)], ["caption 2"], {}, {"caption_unreadable": 1}),
+    "half a surrogate": (
+        [A_PNG, ("a.json", b'{"caption": "\\ud800"}'), *sample(2)],
+        ["caption 2"],
+        {},
+        {"caption_unreadable": 1},
+    ),
     "image damaged": ([("a.png", b"none"), A_TXT, *sample(2)], ["caption 2"], {}, {"image_unreadable": 1}),
     "json damaged": ([A_PNG, ("a.json", b"{"), A_TXT], ["caption 1"], {"json_unreadable": 1}, {}),
     "json alone": (sample(1)[:2], ["caption 1"], {}, {}),
@@ -238,6 +293,36 @@ def test_odd_members_are_handled_and_counted(kind: str, format: int, tmp_path: P
     assert result.manifest.filtered.rejected == rejected
     assert verify(tmp_path).ok
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "a.index.parquet", "manifest.json"}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    content = tar_bytes([*sample(1, "xé"), *sample(2, "xè")]).replace("xé".encode(), b"x\xe9\0")
+    content = content.replace("xè".encode(), b"x\xe8\0")
+    headers = [offset for offset in range(0, len(content), 512) if content[offset : offset + 1] == b"x"]
+    fixed = bytearray(content)
+    for offset in headers:  # The name ends at the zero byte: what follows it moves up, and the checksum with it.
+        name = bytes(fixed[offset : offset + 100]).replace(b"\0", b"", 1) + b"\0"
+        fixed[offset : offset + 100] = name
+        fixed[offset + 148 : offset + 156] = b" " * 8
+        fixed[offset + 148 : offset + 156] = b"%06o\0 " % sum(fixed[offset : offset + 512])
+    (tmp_path / "a.tar").write_bytes(fixed)
+    write_manifest(tmp_path)
+    shards = ShardSet(tmp_path)
+    assert [shards[i].metadata["key"] for i in range(2)] == [r"x\xe9", r"x\xe8"]
+
+
+@pytest.mark.parametrize(
+    "record", ["9" * 5000 + " size=1\n", "20 size=" + "9" * 9 + "\n", "x y=z\n", "5 a\n", "٣ a=b\n"]
+)
+def test_malicious_pax_records_end_in_bounded_time(record: str, tmp_path: Path) -> None:
+    header = tarfile.TarInfo("pax")
+    content = record.encode()
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    body = content + bytes(-len(content) % 512)
+    (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + body + tar_bytes(samples(1)))
+    (tmp_path / "b.tar").write_bytes(tar_bytes(samples(2)))
+    write_manifest(tmp_path)
+    assert captions(tmp_path)[-1] == "caption 2"
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
