@@ -214,9 +214,29 @@ class RunConfig(Section):
     resume: Literal["never", "auto", "overwrite"] = "never"
 
 
+class SystemConfig(Section):
+    """Which published system a configuration describes; read by `pretrain systems`, without effect on a run.
+
+    `vocabulary` is the number of tokens of the published tokenizer. `parameters` is the published count and `counts`
+    what it covers: `all`, the `model` without heads, that without text embeddings too (`no_embeddings`), its
+    `text_and_trunk`, or its `trunk`; `source` says where it is from. `held_by` names the test that holds its
+    composition against an independent implementation.
+    """
+
+    name: str
+    stream: Literal["single", "dual"]
+    paper: str
+    vocabulary: int = Field(ge=1)
+    parameters: float | None = Field(None, gt=0)
+    counts: Literal["all", "model", "no_embeddings", "text_and_trunk", "trunk"] = "all"
+    source: str | None = None
+    held_by: str
+
+
 class PretrainConfig(Section):
     """Everything a run is made of."""
 
+    system: SystemConfig | None = None
     model: ModelConfig = ModelConfig()
     objectives: ObjectivesConfig = ObjectivesConfig()
     data: DataConfig = DataConfig()
