@@ -282,6 +282,4 @@ class PretrainConfig(Section):
                 "`objectives.momentum` moves whole copies of the weights, of which `engine.zero` (=3) leaves each rank "
                 "a part: use 0, 1 or 2"
             )
-        if self.engine.deepspeed.get("fp16", {}).get("enabled"):
-            raise ValueError("`objectives.momentum` keeps float32 copies, which `engine.deepspeed.fp16` would round")
         return self
