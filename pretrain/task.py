@@ -12,6 +12,7 @@ from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import ModelConfig
 from pretrain.models.interface import VisionLanguageModel
 from pretrain.momentum import Momentum
+from pretrain.objectives.box import Box
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.objectives.itc import ITC
 from pretrain.objectives.itm import ITM
@@ -35,6 +36,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "mra": MRA,
     "wra": WRA,
     "pollution": Pollution,
+    "box": Box,
 }
 
 
