@@ -20,7 +20,7 @@ from pretrain.engine import Engine, Sick, check_accelerator, start_process_group
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.rollback import SpikeGuard, check_budget, quarantine, read_ledger
-from pretrain.run import check_folder, flat, newest_checkpoint, open_folder
+from pretrain.run import DAMAGE, check_folder, flat, newest_checkpoint, open_folder
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
 from pretrain.watchdog import watching
@@ -215,6 +215,7 @@ def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
         transform=preparation.transform,
         collate=preparation.collate,
         damage_budget=config.data.damage_budget,
+        ledger_file=Path(config.run.out) / DAMAGE / f"rank-{distributed.rank():05d}.jsonl",
         worker_init=spare_worker,
     )
 

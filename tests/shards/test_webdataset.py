@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import DamagedSample, UserError
@@ -186,7 +186,7 @@ def test_a_cut_shard_never_pairs_with_the_next_of_the_same_keys(tmp_path: Path) 
     assert shards[0].captions == ("another 0",)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_damage_ever_mixes_pairs(data: st.DataObject) -> None:
     """Bytes cut out, zeroed, overwritten, or put in, anywhere: what is found whole belongs together, nothing raises."""
