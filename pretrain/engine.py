@@ -36,6 +36,7 @@ import deepspeed  # reads the variable above when imported
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 LAST_SECONDS = 10.0
 """Longest wait, at the end of a process, for threads that finish a collective."""
 
@@ -161,6 +162,71 @@ class Engine:
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=TRAINER_TAG)
         if loaded is None:
             raise UserError(f"`{folder}` holds no engine state for this world size and ZeRO stage")
+
+    def moments(self) -> dict[str, Tensor]:
+        """What the optimizer remembers, as NAME/KEY -> float32 of the parameter's shape, on the CPU.
+
+        Whole, whatever the world size and the ZeRO stage, so that `load_parts` can split it anew. Every rank calls it.
+        """
+        found = {}
+        for name, parameter in self._trained():
+            for key in MOMENTS:
+                if (moment := self._moment(parameter, key)) is not None:
+                    found[f"{name}/{key}"] = moment.detach().cpu().contiguous().clone()
+        return found
+
+    def load_parts(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
+        """Restores what `weights` and `moments` gave after `steps` steps, at any world size. Every rank calls it."""
+        module = self._engine.module
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=0, enabled=self.zero == 3):
+            module.load_state_dict(weights)
+        self._make_moments({key.rsplit("/", 1)[1] for key in moments})
+        for name, parameter in self._trained():
+            kept = {key: moments[f"{name}/{key}"] for key in MOMENTS if f"{name}/{key}" in moments}
+            kept = {key: value.to(parameter.device) for key, value in kept.items()}
+            if self.zero == 0:
+                self._optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **kept}
+                continue
+            deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+            for key, value in kept.items():
+                deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+        for state in self._optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(float(steps))
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self._engine.module.named_parameters() if p.requires_grad]
+
+    def _make_moments(self, keys: set[str]) -> None:
+        """Zeros where DeepSpeed's optimizers keep moments; they have none before the first step."""
+        if self.zero == 3:
+            parts = self._engine.optimizer.fp32_partitioned_groups_flat
+        else:
+            parts = [] if self.zero == 0 else self._engine.optimizer.single_partition_of_fp32_groups
+        for part in parts:
+            state = self._optimizer.state[part]
+            if "exp_avg" in keys:
+                state.setdefault("step", torch.tensor(0.0))
+            for key in keys:
+                state.setdefault(key, torch.zeros_like(part.data))
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Tells the parameters of stages 1 and 2 where their moments lie.
+
+        DeepSpeed does so after the first step of its first group, when the other groups have none yet.
+        """
+        if self.zero in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _moment(self, parameter: nn.Parameter, key: str) -> Tensor | None:
+        if self.zero == 0:
+            return self._optimizer.state[parameter].get(key)
+        if not any(key in state for state in self._optimizer.state.values()):
+            return None
+        self._link_moments()
+        return deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
 
     def weights(self) -> dict[str, Tensor]:
         """The task's parameters and buffers on the CPU, whole on rank 0; every rank calls it."""
