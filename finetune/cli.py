@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from finetune import cli_publish, cli_search
 from finetune.commands.evaluate import evaluate
+from finetune.commands.publish import publish
 from finetune.commands.reproduce import reproduce
+from finetune.commands.search import index, search, serve
 from finetune.commands.show import compare, report, table
 from finetune.commands.tune import retrieval
 from shards.console import run
@@ -21,7 +22,7 @@ app = typer.Typer(
 
 @app.callback()
 def finetune(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
-    """Fine-tune for image-text retrieval, evaluate, compare, and print the table and the report."""
+    """Fine-tune for image-text retrieval, evaluate, compare, print the table and the report, search, publish."""
     # deepspeed's launcher puts --local_rank before the command's name; ranks are read from the environment
 
 
@@ -31,8 +32,10 @@ app.command()(table)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(report)
 app.command(no_args_is_help=True)(reproduce)
-cli_search.register(app)
-cli_publish.register(app)
+app.command(no_args_is_help=True)(index)
+app.command(no_args_is_help=True)(search)
+app.command(no_args_is_help=True)(serve)
+app.command(no_args_is_help=True)(publish)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

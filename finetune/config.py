@@ -21,7 +21,8 @@ class RetrievalObjectives(ObjectivesConfig):
 
 
 class RetrievalData(Section):
-    """How pairs are batched. What is read comes from the command line, the tokenizer from the checkpoint.
+    """How pairs are batched. What is read comes from the command line; tokenizer, regions and the second segment of the
+    texts from the checkpoint.
 
     `max_tokens` null keeps the checkpoint's. The others are as in `pretrain.config.DataConfig`.
     """
@@ -32,6 +33,7 @@ class RetrievalData(Section):
     group_by: str | None = None
     captions: Literal["one", "join"] = "one"
     augment: AugmentConfig = AugmentConfig()
+    damage_budget: float = Field(0.01, ge=0, le=1)
 
 
 class RetrievalOptim(OptimConfig):
@@ -66,5 +68,6 @@ def pretrain_config(config: FinetuneConfig, checkpoint: PretrainConfig, shards: 
         raise UserError(f"`{name}` reads fused features, which this checkpoint does not have: pass {name}=null")
     values: dict[str, Any] = config.model_dump()
     values["data"]["max_tokens"] = config.data.max_tokens or checkpoint.data.max_tokens
-    values["data"] |= {"shards": shards, "tokenizer": checkpoint.data.tokenizer}
+    as_trained = checkpoint.data.model_dump(include={"tokenizer", "second", "regions"})
+    values["data"] |= as_trained | {"shards": shards}
     return parse_config(PretrainConfig, values | {"model": checkpoint.model.model_dump()})

@@ -210,7 +210,7 @@ def _compatibility(
     if not options.compat:
         return []
     material = Material(
-        similarity_IT=scorer.similarity() if shares(scorer.checkpoint) else similarity_IT,
+        similarity_IT=scorer.similarity() if options.every_pair and shares(scorer.checkpoint) else similarity_IT,
         every_logit_IT=logit_IT,
         image_T=scorer.data.image_T,
         texts=scorer.data.texts,

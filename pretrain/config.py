@@ -139,6 +139,7 @@ HOMES = {
     "gradient_accumulation_steps": "engine.accumulation",
     "gradient_clipping": "optim.clip",
     "bf16": "engine.precision",
+    "fp16": "engine.precision",
     "torch_autocast": "engine.precision",
     "optimizer": "optim",
     "scheduler": "optim.schedule",
@@ -149,15 +150,20 @@ HOMES = {
 class EngineConfig(Section):
     """How DeepSpeed runs the step.
 
-    `precision` `bf16` is autocast: layers multiply in bfloat16; weights, gradients and optimizer stay float32.
+    `precision` `bf16` and `fp16` are autocast: layers multiply in it; weights, gradients and optimizer stay float32,
+    and `fp16` scales the loss as high as gradients allow.
     `accumulation` divides each rank's part of the global batch into this many micro batches: the same step in less
-    memory, for one more forward.
+    memory, for one more forward. `activation_checkpointing` keeps the inputs of each block alone, `compile` fuses the
+    inside of each block, and `offload` keeps the optimizer's state, or also the weights (`all`), on the host.
     `deepspeed` is merged into DeepSpeed's configuration, for keys this file does not name.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulation: int = Field(1, ge=1)
+    activation_checkpointing: bool = False
+    compile: bool = False
+    offload: Literal["none", "optimizer", "all"] = "none"
     deepspeed: dict[str, Any] = Field({})
 
     @field_validator("deepspeed")
@@ -168,6 +174,19 @@ class EngineConfig(Section):
         if "stage" in keys.get("zero_optimization", {}):
             raise ValueError("`engine.deepspeed.zero_optimization.stage` is derived: set `engine.zero`")
         return keys
+
+    @model_validator(mode="after")
+    def _stages_that_can(self) -> "EngineConfig":
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero < least:
+            raise ValueError(
+                f"`engine.offload` (={self.offload}) needs `engine.zero` (={self.zero}) of {least} or more"
+            )
+        if self.compile and self.zero == 3:
+            raise ValueError(
+                "`engine.compile` (=True) needs `engine.zero` (=3) of at most 2: stage 3 works inside blocks"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -195,9 +214,29 @@ class RunConfig(Section):
     resume: Literal["never", "auto", "overwrite"] = "never"
 
 
+class SystemConfig(Section):
+    """Which published system a configuration describes; read by `pretrain systems`, without effect on a run.
+
+    `vocabulary` is the number of tokens of the published tokenizer. `parameters` is the published count and `counts`
+    what it covers: `all`, the `model` without heads, that without text embeddings too (`no_embeddings`), its
+    `text_and_trunk`, or its `trunk`; `source` says where it is from. `held_by` names the test that holds its
+    composition against an independent implementation.
+    """
+
+    name: str
+    stream: Literal["single", "dual"]
+    paper: str
+    vocabulary: int = Field(ge=1)
+    parameters: float | None = Field(None, gt=0)
+    counts: Literal["all", "model", "no_embeddings", "text_and_trunk", "trunk"] = "all"
+    source: str | None = None
+    held_by: str
+
+
 class PretrainConfig(Section):
     """Everything a run is made of."""
 
+    system: SystemConfig | None = None
     model: ModelConfig = ModelConfig()
     objectives: ObjectivesConfig = ObjectivesConfig()
     data: DataConfig = DataConfig()

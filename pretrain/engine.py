@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.arrange import arrange
 from pretrain.batch import Batch
-from pretrain.config import PretrainConfig
+from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.ema import Ema
 from pretrain.optim import build_optimizer, set_lr
+from pretrain.precision import LossScale
 from pretrain.settings import merge
 from pretrain.task import Task
 from shards.errors import Stopped, UserError
@@ -115,6 +116,7 @@ class Engine:
         )
         self.zero = config.engine.zero
         self._optimizer = optimizer
+        self._scale = LossScale() if config.engine.precision == "fp16" else None
         self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
     def step(self, batch: Batch, lr: float, stop: bool = False, limit: float = math.inf) -> Stepped:
@@ -123,7 +125,7 @@ class Engine:
         Raises:
             Spike: the loss is above `limit`, on all ranks alike, before the optimizer moves.
             NonFinite: on all ranks alike, before the optimizer moves. Under fp16, which finds its loss scale by
-                skipping steps, a gradient that is not finite is no fault.
+                skipping steps, a gradient that is not finite is a fault only after many such steps.
         """
         losses = self._engine(batch)
         stepped = _over_ranks(losses, stop)
@@ -132,12 +134,29 @@ class Engine:
         if stepped.losses["loss"] > limit:
             loss = stepped.losses["loss"]
             raise Spike(f"the loss is {loss:.6g}, a spike above {limit:.6g}; the optimizer has not moved")
-        self._engine.backward(losses["loss"])
+        self._backward(losses["loss"])
         set_lr(self._engine.optimizer, lr)
-        if not self._move():
+        moved = self._move()
+        if self._scale:
+            self._scale.update(moved)
+        if not moved and (self._scale is None or self._scale.exhausted):
             raise NonFinite("the gradient is not finite; the optimizer has not moved")
-        self.task.end()
+        if moved:
+            self.task.end()
         return stepped
+
+    def _backward(self, loss: Tensor) -> None:
+        """ZeRO's optimizers take the scale themselves, and take it out of the gradient again before they clip."""
+        if self._scale and self._plain:
+            loss = loss * self._scale.value
+        elif self._scale:
+            self._engine.optimizer.override_loss_scale(self._scale.value)
+        self._engine.backward(loss)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the optimizer is torch's own, as at ZeRO 0."""
+        return self._engine.optimizer is self._optimizer
 
     def _move(self) -> bool:
         """Takes the step unless the reduced gradient, which decides alike on all ranks, is not finite.
@@ -145,23 +164,31 @@ class Engine:
         DeepSpeed's own optimizers look at its norm and skip the step with no more than a warning. The plain optimizer
         of ZeRO 0 in fp32 would take it; there each rank holds the whole reduced gradient, so no collective is needed.
         """
-        if self._engine.optimizer is self._optimizer and not _finite_gradient(self._engine.module):
-            self._engine.zero_grad()
-            return False
+        if self._plain:
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            if self._scale:
+                torch._foreach_div_(gradients, self._scale.value)
+            if not nn.utils.get_total_norm(gradients).isfinite():  # host sync here
+                self._engine.zero_grad()
+                return False
         self._engine.step()
-        if self.ema and self._engine.was_step_applied():
+        moved = self._engine.was_step_applied()
+        if self.ema and moved:
             self.ema.update()
-        return self._engine.was_step_applied() or self._engine.fp16_enabled()
+        return moved
 
     def save(self, folder: Path) -> None:
         """Writes optimizer and engine state; every rank calls it."""
-        self._engine.save_checkpoint(str(folder), tag=TRAINER_TAG, save_latest=False)
+        ours = {"loss_scale": self._scale.state_dict()} if self._scale else {}
+        self._engine.save_checkpoint(str(folder), tag=TRAINER_TAG, client_state=ours, save_latest=False)
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote at the same world size and ZeRO stage; every rank calls it."""
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TRAINER_TAG)
+        loaded, ours = self._engine.load_checkpoint(str(folder), tag=TRAINER_TAG)
         if loaded is None:
             raise UserError(f"`{folder}` holds no engine state for this world size and ZeRO stage")
+        if self._scale:
+            self._scale.load_state_dict(ours["loss_scale"])
 
     def moments(self) -> dict[str, Tensor]:
         """What the optimizer remembers, as NAME/KEY -> float32 of the parameter's shape, on the CPU.
@@ -243,12 +270,36 @@ def deepspeed_config(config: PretrainConfig, world: int) -> dict[str, Any]:
         "train_batch_size": config.data.global_batch,
         "train_micro_batch_size_per_gpu": config.data.global_batch // world,
         "gradient_clipping": config.optim.clip,
-        "zero_optimization": {"stage": config.engine.zero},
+        "zero_optimization": {"stage": config.engine.zero, **_offload(config.engine.offload)},
         "zero_allow_untested_optimizer": True,
-        "torch_autocast": {"enabled": config.engine.precision == "bf16", "dtype": "bfloat16"},
+        "zero_force_ds_cpu_optimizer": False,  # theirs would be compiled at first use
         "steps_per_print": 10**9,
     }
     return merge(derived, config.engine.deepspeed)
+
+
+def check_accelerator(config: EngineConfig) -> None:
+    """Refuses what this machine's accelerator cannot do.
+
+    Raises:
+        UserError: names the setting.
+    """
+    accelerator = deepspeed.get_accelerator()
+    if config.precision == "fp16" and not accelerator.is_fp16_supported():
+        raise UserError(
+            f"`engine.precision` (=fp16) is not for this accelerator (={accelerator.device_name()}): use bf16 or fp32"
+        )
+    if config.offload != "none" and accelerator.device_name() == "cpu":
+        raise UserError(
+            f"`engine.offload` (={config.offload}) moves state from an accelerator to the host, and this run has none"
+        )
+
+
+def _offload(what: str) -> dict[str, Any]:
+    """DeepSpeed's sections for keeping state on the host."""
+    host = {"device": "cpu", "pin_memory": torch.accelerator.is_available()}
+    parts = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
+    return dict.fromkeys(parts[what], host)
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -261,11 +312,6 @@ def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
     stacked = torch.stack([*values, values[0].new_tensor(float(stop))])
     *means, asked = (distributed.sum_over_ranks(stacked) / distributed.world()).tolist()  # host sync here
     return Stepped(dict(zip(losses, means, strict=True)), asked > 0)
-
-
-def _finite_gradient(module: nn.Module) -> bool:
-    norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-    return bool(norm.isfinite())  # host sync here
 
 
 def _join_again(backend: str, restarts: int) -> None:

@@ -75,9 +75,7 @@ def fetch(place: HubPlace, files: list[str]) -> Path:
     except GatedRepoError:
         raise UserError(f"`ckpt` (={name}) is gated: ask its owner for access, then set HF_TOKEN") from None
     except RepositoryNotFoundError:
-        raise UserError(
-            f"`ckpt` (={name}) is no local folder and not on the hub, or HF_TOKEN does not open it"
-        ) from None
+        raise UserError(f"`ckpt` (={name}) is neither here nor on the hub, or HF_TOKEN does not open it") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise Stopped(f"{name} could not be fetched: {reason}") from None

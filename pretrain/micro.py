@@ -15,8 +15,7 @@ from dataclasses import fields
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch import Tensor
 
 from pretrain.models.interface import (
     Attention,
@@ -27,8 +26,8 @@ from pretrain.models.interface import (
     TextInput,
     VisionLanguageModel,
 )
+from pretrain.recompute import recomputed
 from pretrain.rows import Rows
-from shards.errors import UserError
 
 Out = TypeVar("Out", bound=Rows)
 
@@ -72,28 +71,9 @@ class MicroBatched:
         return type(outputs[0]).concatenate(outputs)
 
 
-def check_micro_batches(module: nn.Module, accumulation: int) -> None:
-    """Refuses layers whose output for a row depends on the other rows.
-
-    Raises:
-        UserError: names the first such layer.
-    """
-    norms = [name for name, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if accumulation > 1 and norms:
-        raise UserError(
-            f"`engine.accumulation` (={accumulation}) needs a model without BatchNorm, whose statistics would be those "
-            f"of a micro batch; the first is {norms[0]}"
-        )
-
-
 def _again_in_backward(function: Callable[..., Out], *parts: Rows) -> Out:
-    """Runs `function` without keeping what it computes on the way.
-
-    The first argument of `checkpoint` is a tensor because that is where it looks for the device whose random state it
-    must keep. It stops a second run early unless told not to, and ZeRO 3 would then not give parameters back.
-    """
-    with set_checkpoint_early_stop(False):
-        return checkpoint(lambda _: function(*parts), _first(parts[0]), use_reentrant=False)
+    """Runs `function` without keeping what it computes on the way; a tensor stands for the device of all."""
+    return recomputed(lambda _: function(*parts))(_first(parts[0]))
 
 
 def _first(value: Rows) -> Tensor:

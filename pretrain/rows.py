@@ -14,7 +14,7 @@ class Rows:
 
     def rows(self, index: slice | Tensor) -> Self:
         """The items that `index` picks, a slice or int64 positions; repeated where it repeats."""
-        return self._with(lambda value: value[index])
+        return self.each(lambda value: value[index])
 
     def split(self, parts: int) -> list[Self]:
         """The reverse of `concatenate` for parts of the same size."""
@@ -24,7 +24,7 @@ class Rows:
         return [self.rows(slice(part * rows, (part + 1) * rows)) for part in range(parts)]
 
     def to(self, device: torch.device | str) -> Self:
-        return self._with(lambda value: value.to(device, non_blocking=True))
+        return self.each(lambda value: value.to(device, non_blocking=True))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -37,7 +37,8 @@ class Rows:
             **{name: _map(_join, *(getattr(part, name) for part in parts)) for name in names},
         )
 
-    def _with(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """With `function` of every tensor in its place."""
         names = [field.name for field in fields(self)]  # type: ignore[arg-type]
         return replace(self, **{name: _map(function, getattr(self, name)) for name in names})  # type: ignore[type-var]
 

@@ -1,6 +1,6 @@
 """The run folder: what it holds, and who may write into it.
 
-RUN/config.yaml  log.jsonl  tensorboard/  checkpoints/  quarantine.jsonl
+RUN/config.yaml  log.jsonl  tensorboard/  checkpoints/  quarantine.jsonl  damage/ (samples that each rank left out)
 """
 
 import shutil
@@ -14,7 +14,8 @@ from shards.errors import UserError
 from shards.storage import write_atomically
 
 CONFIG = "config.yaml"
-OWN = (CONFIG, "log.jsonl", "quarantine.jsonl", "tensorboard", "checkpoints")
+DAMAGE = "damage"
+OWN = (CONFIG, "log.jsonl", "quarantine.jsonl", "tensorboard", "checkpoints", DAMAGE)
 
 
 def check_folder(config: PretrainConfig, world: int) -> None:

@@ -53,7 +53,8 @@ class Task(nn.Module):
             {name: OBJECTIVES[name](config, self.model.shape) for name, config in objectives.chosen.items()}
         )
         self.momentum = Momentum(objectives.momentum, self.model, self._heads()) if objectives.momentum else None
-        self.micro_batches = 1  # the engine decides how much of a batch is held at a time
+        self.micro_batches = 1  # this and the next are for the engine to decide
+        self.autocast: torch.dtype | None = None
         self._active = list(objectives.chosen)
 
     def begin(self, seed: int, step: int) -> None:
@@ -63,6 +64,10 @@ class Task(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns each objective's loss and, as `loss`, their weighted sum; each a float scalar of this rank's part."""
+        with torch.autocast(batch.token_ids_BL.device.type, self.autocast, enabled=self.autocast is not None):
+            return self._losses(batch)
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         active = self._named(self._active)
         views = Views(self._sized(self.model, batch), batch, _reads(active), self._teacher(batch))
         losses = {name: objective(views) for name, objective in active.items()}

@@ -16,11 +16,11 @@ from pretrain.checkpoint import Checkpoint, CheckpointNotWritten, prune, restore
 from pretrain.config import DataConfig, PretrainConfig, WeightedShards
 from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.engine import Engine, Sick, start_process_group, world_from_environment
+from pretrain.engine import Engine, Sick, check_accelerator, start_process_group, world_from_environment
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.rollback import SpikeGuard, check_budget, quarantine, read_ledger
-from pretrain.run import check_folder, flat, newest_checkpoint, open_folder
+from pretrain.run import DAMAGE, check_folder, flat, newest_checkpoint, open_folder
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
 from pretrain.watchdog import watching
@@ -62,6 +62,7 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     for part, _ in weighted:
         if not len(part):
             raise UserError(f"`source` (={part.name}) must hold at least one pair")
+    check_accelerator(config.engine)
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
     for part, _ in weighted:
         check_inputs(config, tokenizer, part[0])
@@ -214,6 +215,7 @@ def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
         transform=preparation.transform,
         collate=preparation.collate,
         damage_budget=config.data.damage_budget,
+        ledger_file=Path(config.run.out) / DAMAGE / f"rank-{distributed.rank():05d}.jsonl",
         worker_init=spare_worker,
     )
 

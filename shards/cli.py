@@ -24,6 +24,7 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
+    from shards.sources.base import Source
 
 app = typer.Typer(
     help="Image-text pairs as WebDataset shards: build, prove, use.",
@@ -107,6 +108,7 @@ def filter_command(
     overwrite: Overwrite = False,
     preset: Preset = None,
     filters: FilterOption = None,
+    scores: Annotated[Path | None, typer.Option(help="Parquet of shard, ordinal and numbers that filters see.")] = None,
     workers: Workers = 1,
     executor: ExecutorOption = "local",
     as_json: Json = False,
@@ -118,19 +120,23 @@ def filter_command(
       shards filter data/cc3m --preset datacomp --filter exact_duplicates=true --out data/cc3m-clean
     """
     from shards.reader import ShardSet
+    from shards.scores import ScoredShards
 
     if (out is None) == (selection is None):
         raise UserError("give one of `--out` and `--list`")
     if not preset and not filters:
         raise UserError("`shards filter` needs `--preset` or `--filter`")
+    shards = ShardSet(folder)
+    source = ScoredShards(shards, scores) if scores else shards
     if out:
         arguments = (out, samples_per_shard, resume, overwrite, preset, filters, workers, executor, as_json)
-        build_source(ShardSet(folder), {}, *arguments)
+        build_source(source, {}, *arguments)
     elif selection:
-        _select(ShardSet(folder), selection, overwrite, preset, filters or [], workers, executor, as_json)
+        _select(source, shards, selection, overwrite, preset, filters or [], workers, executor, as_json)
 
 
 def _select(
+    source: "Source",
     shards: "ShardSet",
     out: Path,
     overwrite: bool,
@@ -148,7 +154,7 @@ def _select(
     _check_file(out, overwrite)
     asked, where = parse_filters(preset, filters), Executor(executor, workers)  # type: ignore[arg-type]
     with progress(f"filter {shards.name}", len(shards)) as bar:
-        found = scan(shards, asked, where, progress=bar)
+        found = scan(source, asked, where, progress=bar)
     write_selection(shards, found.kept, out)
     lines = [*found.report.lines(), f"{out}: {found.report.kept} samples of {shards.address}"]
     print_result(as_json, lambda: {"out": str(out), "filtered": found.report.model_dump()}, lines)

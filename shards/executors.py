@@ -140,7 +140,10 @@ def _connected(workers: int) -> Any:
     if not ray.is_initialized():
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         alone = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init(**quiet, **({} if os.environ.get("RAY_ADDRESS") else alone))
+        try:
+            ray.init(**quiet, **({} if os.environ.get("RAY_ADDRESS") else alone))
+        except Exception as error:  # Ray raises whatever went wrong: ConnectionError, RuntimeError, plain Exception.
+            raise Stopped(f"Ray cannot be reached or started: {' '.join(str(error).split())}") from error
     return ray
 
 

@@ -25,8 +25,10 @@ def foreign_captions(record: bytes | None, text: bytes | None, caption_field: st
         found = text.decode()
     else:
         found = (foreign_metadata(record or b"") or {}).get(caption_field or "caption")
-    texts = found if isinstance(found, list) else [found]
-    return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
+    listed = found if isinstance(found, list) else [found]
+    captions = tuple(caption.strip() for caption in listed if isinstance(caption, str) and caption.strip())
+    "".join(captions).encode()  # JSON can name half a surrogate pair, which is no text and cannot be written.
+    return captions
 
 
 def foreign_sample(

@@ -4,9 +4,8 @@ import time
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -81,17 +80,19 @@ class ShardSet:
             wanted = sorted(set(indices))
             for index in wanted:  # opened one by one: the threads share what is open
                 number, _ = self._locate(index)
-                with suppress(*UNREADABLE), self._giving_up(number):
+                try:
                     self._opened(number)
+                except UNREADABLE as error:
+                    self._give_up(number, error)
             with ThreadPoolExecutor(READERS) as pool:
                 self._expected = dict(zip(wanted, pool.map(self._read, wanted), strict=True))
 
     def _read(self, index: int) -> Sample | DamagedSample:
         number, ordinal = self._locate(index)
         try:
-            with self._giving_up(number):
-                return self._opened(number).read(ordinal)
+            return self._opened(number).read(ordinal)
         except UNREADABLE as error:
+            self._give_up(number, error)
             return DamagedSample(f"{self.manifest.shards[number].name}, sample {ordinal}: {error}")
 
     def identity(self, index: int) -> Identity:
@@ -121,19 +122,9 @@ class ShardSet:
     def _locate(self, index: int) -> tuple[int, int]:
         return locate(self._starts, index)
 
-    @contextmanager
-    def _giving_up(self, number: int) -> Iterator[None]:
-        """Around what reads of shard `number`: a server that failed after all tries is not waited for again at once."""
-        until, reason = self._given_up.get(number, (0.0, ""))
-        if time.monotonic() < until:
-            raise NotServed(reason)
-        try:
-            yield
-        except NotServed as error:
-            self._given_up[number] = (time.monotonic() + GIVEN_UP_SECONDS, str(error))
-            raise
-
     def _opened(self, number: int) -> "_OpenShard":
+        if self._given_up:
+            self._check_given_up(number)
         shard = self._open.get(number)
         if shard is None:
             shard = self._open[number] = _OpenShard(self.files, self.manifest.shards[number], self.manifest.foreign)
@@ -141,6 +132,16 @@ class ShardSet:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
         return shard
+
+    def _check_given_up(self, number: int) -> None:
+        until, reason = self._given_up.get(number, (0.0, ""))
+        if time.monotonic() < until:
+            raise NotServed(reason)
+
+    def _give_up(self, number: int, error: BaseException) -> None:
+        """Remembers a shard that the server did not give after all tries, so that not each of its samples waits."""
+        if isinstance(error, NotServed):
+            self._given_up[number] = (time.monotonic() + GIVEN_UP_SECONDS, str(error))
 
 
 def locate(starts: list[int], index: int) -> tuple[int, int]:
@@ -162,35 +163,38 @@ class _OpenShard:
         tar = (index.schema.metadata or {}).get(b"tar_sha256", entry.sha256.encode())
         if tar.decode() != entry.sha256:
             raise ValueError("its index is that of another shard")
-        self.keys = index["key"]
-        self.extensions = index["extension"]
-        self.places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
+        self.keys, self.extensions = index["key"].combine_chunks(), index["extension"].combine_chunks()
+        places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
+        self.members = [name for name, place_N3 in places.items() if place_N3.any()]
+        self.places_NM3 = np.stack([places[name] for name in self.members or ["image"]], axis=1)
         self.tar = files.tar(entry)
         self.close = self.tar.close
 
     def read(self, ordinal: int) -> Sample:
-        places = {name: rows[ordinal].tolist() for name, rows in self.places.items()}
-        members = self._members({name: place for name, place in places.items() if place[1]})
+        members = self._members(self.places_NM3[ordinal].tolist())
         key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
         if self.foreign:
             return foreign_sample(self.name, ordinal, key, extension, members, self.foreign)
         return sample_from_members(key, members.pop("image"), extension, members.pop("json"), members)
 
-    def _members(self, places: dict[str, list[int]]) -> dict[str, bytes]:
+    def _members(self, places: list[list[int]]) -> dict[str, bytes]:
         """The checked contents of members by name; one read where they lie near each other, as ours do."""
-        start = min(offset for offset, _, _ in places.values())
-        length = max(offset + size for offset, size, _ in places.values()) - start
-        near = length <= 2 * sum(size for _, size, _ in places.values()) + NEAR
-        span = self.tar.read(start, length) if near else b""
+        start, end, total = places[0][0], 0, 0
+        for offset, size, _ in places:
+            if size:
+                start, end, total = min(start, offset), max(end, offset + size), total + size
+        near = end - start <= 2 * total + NEAR
+        span = self.tar.read(start, end - start) if near else b""
         members = {}
-        for name, (offset, size, crc32) in places.items():
-            content = span[offset - start : offset - start + size] if near else self.tar.read(offset, size)
-            members[name] = _checked(name, content, size, crc32)
+        for name, (offset, size, crc32) in zip(self.members, places, strict=True):
+            if size:
+                content = span[offset - start : offset - start + size] if near else self.tar.read(offset, size)
+                members[name] = _checked(name, content, size, crc32)
         return members
 
 
 def _places(index: pa.Table, name: str) -> np.ndarray:
-    """Offset, size and crc32 of one member of each sample, int64 [samples, 3]; zeros where there is none."""
+    """Offset, size and crc32 of one member of each sample, int64 [N, 3]; zeros where there is none."""
     columns = [
         index[f"{name}_{part}"] for part in ("offset", "size", "crc32") if f"{name}_{part}" in index.column_names
     ]
@@ -200,9 +204,9 @@ def _places(index: pa.Table, name: str) -> np.ndarray:
 
 
 def _checked(name: str, content: bytes, size: int, crc32: int) -> bytes:
-    what = {"json": "record"}.get(name, name)
+    if len(content) == size and zlib.crc32(content) == crc32:
+        return content
+    what = "record" if name == "json" else name
     if len(content) != size:
         raise ValueError(f"the {what} ends after {len(content)} of {size} bytes")
-    if zlib.crc32(content) != crc32:
-        raise ValueError(f"the {what} does not match its checksum")
-    return content
+    raise ValueError(f"the {what} does not match its checksum")

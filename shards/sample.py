@@ -136,7 +136,7 @@ def sample_from_members(
     Raises:
         ValueError, KeyError, TypeError: JSON that is no record, arrays that do not fit it.
     """
-    values = json.loads(record)
+    values = json.loads(record.decode())
     read = {ARRAYS[name]: _fitting(name, content, values) for name, content in (arrays or {}).items()}
     return Sample(
         key=key,

@@ -7,8 +7,9 @@ r-th of W equal contiguous parts. A batch may straddle two epochs, so every samp
 every batch is full. A quarantined batch is passed over by all ranks: its number is not used again.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -43,6 +44,8 @@ class ShardStream(Generic[ItemT]):
             counted anew in each epoch and after a restart.
         damaged_in_a_row: So many damaged samples without a sound one between them stop the stream, too.
         quarantine: Numbers of global batches to pass over.
+        ledger_file: Each entry of the ledger is appended to it as a line of JSON; ranks need files of their own.
+            Batches that are read again after a restart enter their damage again, at the same positions.
         prefetch: Parts that each worker reads ahead.
         worker_init: Called with the worker's number when it starts.
 
@@ -71,6 +74,7 @@ class ShardStream(Generic[ItemT]):
         damage_budget: float = 0.01,
         damaged_in_a_row: int = 32,
         quarantine: Iterable[int] = (),
+        ledger_file: Path | None = None,
         prefetch: int = 2,
         worker_init: Callable[[int], None] | None = None,
     ) -> None:
@@ -81,6 +85,7 @@ class ShardStream(Generic[ItemT]):
         self.global_batch, self.workers, self.seed = global_batch, workers, seed
         self.prefetch, self.worker_init = prefetch, worker_init
         self.ledger: list[Damage] = []
+        self.ledger_file = ledger_file
         self.counts = Counts()
         self._budget = _Budget(damage_budget, -(-self.mixture.samples // world))
         self._parts = PartReader(self.mixture, global_batch, rank, world, seed, transform, collate, damaged_in_a_row)
@@ -179,6 +184,10 @@ class ShardStream(Generic[ItemT]):
 
     def _account(self, number: int, part: Part) -> None:
         self.ledger.extend(part.damages)
+        if part.damages and self.ledger_file:
+            self.ledger_file.parent.mkdir(parents=True, exist_ok=True)
+            with self.ledger_file.open("a") as file:
+                file.writelines(json.dumps(asdict(damage)) + "\n" for damage in part.damages)
         self.counts.add(part.counts)
         if part.stop:
             raise DamagedSample(part.stop)

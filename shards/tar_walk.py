@@ -14,6 +14,9 @@ BLOCK = 512
 PADDING = 20 * BLOCK
 """What tar pads archives to; more zeros than that at the end are missing data."""
 
+UNREADABLE = "backslashreplace"
+"""Names that are not UTF-8 stay different from each other, and can be written down."""
+
 Buffer = bytes | mmap.mmap
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _FILE, _LONG_NAME, _PAX, _PAX_GLOBAL = {"0", "\0", "7"}, "L", "x", "g"
@@ -80,11 +83,11 @@ def walk(view: Buffer) -> Iterator[Member | Fault]:
             return
         offset = content + length + -length % BLOCK
         if header.kind == _LONG_NAME:
-            long_name = bytes(view[content : content + length]).rstrip(b"\0").decode("utf-8", "replace")
+            long_name = bytes(view[content : content + length]).rstrip(b"\0").decode("utf-8", UNREADABLE)
         elif header.kind == _PAX:
             values = _pax(bytes(view[content : content + length]))
             long_name = values.get("path", long_name)
-            long_size = int(values["size"]) if values.get("size", "").isdecimal() else None
+            long_size = int(values["size"]) if _is_number(values.get("size", "")) else None
         elif header.kind != _PAX_GLOBAL:
             name = long_name or header.name
             if header.kind in _FILE:
@@ -107,7 +110,7 @@ def parse_header(block: bytes) -> _Header | None:
     if size is None:
         return None
     prefix = block[345:500] if block[257:263] == _MAGIC + b"\0" else b""
-    parts = [part.split(b"\0", 1)[0].decode("utf-8", "surrogateescape") for part in (prefix, block[:100])]
+    parts = [part.split(b"\0", 1)[0].decode("utf-8", UNREADABLE) for part in (prefix, block[:100])]
     return _Header("/".join(part for part in parts if part), size, chr(block[156]))
 
 
@@ -126,12 +129,17 @@ def _pax(content: bytes) -> dict[str, str]:
     values: dict[str, str] = {}
     while content:
         length, _, _ = content.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(content):
+        if not _is_number(length.decode("ascii", UNREADABLE)) or not 0 < int(length) <= len(content):
             break
         record, content = content[: int(length)], content[int(length) :]
         key, _, value = record[len(length) + 1 : -1].partition(b"=")
-        values[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+        values[key.decode("utf-8", UNREADABLE)] = value.decode("utf-8", UNREADABLE)
     return values
+
+
+def _is_number(text: str) -> bool:
+    """Of a length that a file can have: longer ones are damage or malice."""
+    return len(text) < 20 and text.isascii() and text.isdigit()
 
 
 def _next_header(view: Buffer, offset: int) -> int | None:

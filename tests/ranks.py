@@ -37,7 +37,9 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | fixed | changes
 
 
-def run_module(module: str, *arguments: str | Path, world: int = 1, ranks: int | None = None) -> Ended:
+def run_module(
+    module: str, *arguments: str | Path, world: int = 1, ranks: int | None = None, timeout: float = 240
+) -> Ended:
     """Starts `python -m module` once per rank, or for the first `ranks`; `world=1` sets no launcher's variables."""
     group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
@@ -51,7 +53,7 @@ def run_module(module: str, *arguments: str | Path, world: int = 1, ranks: int |
         for rank in range(ranks or world)
     ]
     try:
-        outputs = [process.communicate(timeout=240) for process in processes]
+        outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()

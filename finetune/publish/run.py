@@ -1,5 +1,6 @@
 """`finetune publish` behind the command line: every refusal before anything is sent, the sending last."""
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,9 +13,10 @@ from finetune.publish.export import CARD, check_source, export, read_measured
 from finetune.publish.probe import reload_and_compare
 from finetune.publish.upload import upload
 from pretrain.checkpoint import load_checkpoint
-from pretrain.hub import hub_place
 from shards.errors import UserError
 from shards.storage import replace_folder_atomically
+
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,7 @@ def publish(request: Request, say: Callable[[str], None]) -> Published:
         Stopped: the export does not work, or the hub does not.
     """
     request.statements.check()
-    place = hub_place(f"hf:{request.repo}")
-    if place is None or place.revision != "main":
+    if not REPO.fullmatch(request.repo):
         raise UserError(f"`--repo` (={request.repo}) must have the form USER/NAME")
     checkpoint = load_checkpoint(request.ckpt)
     check_source(checkpoint.path)

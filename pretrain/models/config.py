@@ -79,15 +79,16 @@ class VisionConfig(Section):
     `name` is a timm model name, `options` are passed to its constructor, and `weights` names where its initial weights
     come from: null for random, a safetensors file, or `timm` for timm's own pretrained tag (needs a network or a filled
     cache). `subset` keeps so many random tokens of each image in training (Pixel-BERT), null all. `tokens` `pooled`
-    yields the backbone's one pooled vector. `width` adds a linear layer to that width. `blocks` puts self-attention
-    over the tokens; `pooling` says which vector then stands for the image: the backbone's own, the first token's, or
-    the mean of all.
+    yields the backbone's one pooled vector. `last_conv` false leaves out the 1x1 convolution that EfficientNets end
+    with (ALIGN). `width` adds a linear layer to that width. `blocks` puts self-attention over the tokens; `pooling`
+    says which vector then stands for the image: the backbone's own, the first token's, or the mean of all.
     """
 
     name: str = "vit_base_patch16_224"
     options: dict[str, Any] = Field({})
     weights: str | None = None
     tokens: Literal["all", "pooled"] = "all"
+    last_conv: bool = True
     subset: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
     region: RegionConfig | None = None

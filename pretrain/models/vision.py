@@ -82,7 +82,16 @@ def _create(config: VisionConfig, image_size: int) -> Any:
         raise UserError(f"`model.vision.options` (={config.options}) is refused by {config.name}: {error}") from None
     if config.weights is not None and config.weights != "timm":
         _load(model, locate("model.vision.weights", config.weights))
+    if not config.last_conv:
+        _leave_out_last_conv(model, config.name)
     return model
+
+
+def _leave_out_last_conv(model: Any, name: str) -> None:
+    if not hasattr(model, "conv_head"):
+        raise UserError(f"`model.vision.last_conv` (=false) is for EfficientNets, not {name}")
+    model.num_features = model.head_hidden_size = model.conv_head.in_channels
+    model.conv_head, model.bn2 = nn.Identity(), nn.Identity()
 
 
 def _takes_image_size(name: str) -> bool:

@@ -7,6 +7,7 @@ to one file are one sample with all their captions; `url` (the first of them) an
 """
 
 from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 
 from shards.errors import UserError
@@ -36,9 +37,11 @@ class UrlSource(ImageFileSource):
 
     def __init__(self, rows: Iterable[UrlRow], images: Path, url_map: Path) -> None:
         folder = image_folder(images)
+        waiting = iter(rows)
+        first = list(islice(waiting, 1))  # A table of another form is refused before the map, which may be large.
         files = _read_map(Path(url_map), folder)
         total, named = 0, []
-        for caption, url in rows:  # Those that the map lacks, most of a large table, are not held.
+        for caption, url in chain(first, waiting):  # Those that the map lacks, most of a large table, are not held.
             total += 1
             if url in files:
                 named.append((caption, url, files[url]))

@@ -166,7 +166,7 @@ def test_the_configuration_that_is_trained():
 def test_batching_settings_are_those_of_pretraining():
     """Listed again without what fine-tuning takes from elsewhere; `max_tokens` alone has another default."""
     ours, theirs = RetrievalData().model_dump(), DataConfig().model_dump()
-    assert theirs.keys() - ours.keys() == {"shards", "tokenizer"}
+    assert theirs.keys() - ours.keys() == {"shards", "cache", "cache_gigabytes", "tokenizer", "second", "regions"}
     assert {name for name in ours if ours[name] != theirs[name]} == {"max_tokens"}
 
 

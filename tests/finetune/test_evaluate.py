@@ -1,5 +1,7 @@
 """Evaluation of a small real model: fast scoring against an obvious loop, and everything that a results file says."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,14 @@ import torch
 from finetune import evaluate as evaluation
 from finetune.evaluate import Options, check_rerank, choose_every_pair, choose_folds, choose_rerank
 from finetune.examples import thumbnails
-from finetune.facts import Labels
+from finetune.facts import STREAMS, Labels
 from finetune.ranking import Side, rank
 from finetune.recall import Recall
 from finetune.results import Results
 from finetune.retrieval import RetrievalSet
 from finetune.score import Batching, Scorer
 from pretrain.data.images import evaluation_images
+from pretrain.models.config import Trunk
 from pretrain.models.interface import TextInput
 from shards.errors import UserError
 from tests.finetune.corpus import Corpus, checkpoint
@@ -125,7 +128,7 @@ def test_every_pair_is_the_whole_matrix_of_the_head(tiny, data, slow):
 
 
 SINGLE = {
-    "objectives": {"itm": {}, "mlm": {}},
+    "objectives": {"itm": {"negatives": "swap"}, "mlm": {}},
     "model": {**tiny_config().model.model_dump(), "embedding_dim": None, "fusion": {"trunk": "joint", "heads": 2}},
 }
 
@@ -146,6 +149,10 @@ def test_a_model_without_a_shared_space_matches_every_pair(single, data):
     assert results.i2t.optimistic.r1 == pytest.approx(expected)
     with pytest.raises(UserError, match=r"`--rerank` \(=16\) must be 0 where every pair is matched"):
         choose_rerank(16, single, True)
+
+
+def test_every_trunk_has_a_stream():
+    assert STREAMS.keys() == set(get_args(Trunk))
 
 
 def test_results_say_what_was_done(tiny, data):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from finetune.curves import HEIGHT, LEFT, MOST_POINTS, RIGHT, WIDTH, charts, histogram_chart, read_log
+from finetune.recall import Recall
 from finetune.report import results_files, write_report
-from finetune.results import Analysis, AsPrinted, Confusion, Histogram, RerankPoint, WordMiss
+from finetune.results import Analysis, AsPrinted, Confusion, Extended, Histogram, RerankPoint, WordMiss
 from shards.errors import UserError
 from tests.finetune.test_compare import ranks_of, write
 
@@ -172,6 +173,28 @@ def test_two_runs_are_compared(made_up, tmp_path):
     assert page.count('class="span sure"') == 7
     paths[0].with_suffix(".ranks.npz").unlink()
     assert "Compared with" not in page_of(paths, [], tmp_path), "without ranks nothing can be paired"
+
+
+def test_folds_and_extended_ground_truths(results_file, made_up, tmp_path):
+    way = {
+        "eccv_map_at_r": 33.25,
+        "eccv_r_precision": 44.25,
+        "eccv_r1": 50,
+        "cxc_r1": 61.75,
+        "cxc_r5": 80,
+        "cxc_r10": 90,
+    }
+    fold = made_up().i2t.model_copy(update={"deviation": Recall(1.75, 1, 1, 0, 0)})
+    path = results_file(extended=Extended(i2t=way, t2i=way), i2t=fold, t2i=fold, protocol=made_up().protocol)
+    page = page_of([path], [], tmp_path)
+    for line in (
+        "mAP@R</dt><dd>33.2 and 33.2 %",
+        "R-Precision</dt><dd>44.2 and",
+        "CxC R@1</dt><dd>61.8",
+        "<dd>1.8 and 1.8",
+    ):
+        assert line in page
+    assert "Mean place, both ways</dt><dd>3.2 and 3.2" in page
 
 
 def test_published_evaluators_stand_apart(results_file, tmp_path):

@@ -6,9 +6,8 @@ import pytest
 
 from finetune.cli import main
 from finetune.published import published_results, reproductions
-from finetune.reproduce import find_system, local_checkpoint, probe
+from finetune.reproduce import find_system, probe
 from finetune.retrieval import RetrievalSet
-from shards.errors import UserError
 from tests.finetune.corpus import Corpus, checkpoint, save
 from tests.pretrain.tiny import tiny_config
 
@@ -129,16 +128,6 @@ def test_all_missing_things_are_named_at_once(tmp_path, capsys):
 def test_every_system_with_a_published_row_has_a_recipe():
     assert {row.system for row in published_results()} == reproductions().keys()
     assert find_system("vilt").compat == "vilt"
-
-
-def test_a_hub_name_is_fetched_and_a_failure_is_a_sentence(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"`--ckpt` \(=some/model\) is no folder here and cannot be fetched: "):
-        local_checkpoint("some/model")
-    assert local_checkpoint("runs/a/b").as_posix() == "runs/a/b"
-    assert local_checkpoint(str(tmp_path)) == tmp_path
 
 
 def test_the_probe_times_all_three_kinds_of_work(tmp_path):

@@ -150,7 +150,6 @@ def test_deepspeed_takes_batch_and_stage_from_here():
     derived = deepspeed_config(config, world=4)
     assert (derived["train_batch_size"], derived["train_micro_batch_size_per_gpu"]) == (8, 2)
     assert derived["zero_optimization"] == {"stage": 2, "round_robin": 1}
-    assert derived["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
 
 
 def test_shards_are_one_place_or_a_mixture(tmp_path):

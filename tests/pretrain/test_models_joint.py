@@ -155,3 +155,14 @@ def test_quick_gelu():
     x = torch.randn(3)
     assert torch.equal(block.feed_forward[1](x), x * torch.sigmoid(1.702 * x))
     assert block.feed_forward[0].out_features == 5
+
+
+@torch.no_grad()
+def test_every_word_carries_the_first_image_token():
+    """VL-BERT: as if the words had come with it."""
+    model, (text, image) = trunk(image_on_text=True), sides()
+    carried = text.tokens_BTD + model.image_norm(image.tokens_BTD[:, :1])
+    fused = model(text, model.remember(image))
+    model.image_norm = None
+    expected = model(Encoded(carried, text.mask_BT), model.remember(image))
+    torch.testing.assert_close(fused.text_BLD, expected.text_BLD, rtol=0, atol=1e-12)

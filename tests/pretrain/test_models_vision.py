@@ -1,5 +1,6 @@
 """Regions, linear patches and what is done with image tokens, against obvious code."""
 
+import math
 from itertools import product
 
 import pytest
@@ -197,3 +198,34 @@ def test_kinds_exclude_each_other_and_patches_must_fit():
         VisionConfig(region=RegionConfig(), patch=PatchConfig())
     with pytest.raises(UserError, match=r"`model\.image_size` \(=100\) must be a multiple of the patch size \(=32\)"):
         PatchEmbedder(PatchConfig(), 100)
+
+
+def test_sines_are_written_out():
+    box = torch.tensor([[[0.1, 0.2, 0.5, 0.8]]], dtype=torch.float64)
+    found = encode_boxes(box, "sines")[0, 0].reshape(4, 2, 256)
+    for number, percent in enumerate((30, 50, 40, 60)):  # centre, width and height
+        for wave in (0, 1, 100, 255):
+            angle = percent / 1000 ** (wave / 256)
+            expected = [math.sin(angle), math.cos(angle)]
+            assert found[number, :, wave].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@torch.no_grad()
+def test_a_whole_image_has_a_place_but_no_class():
+    config = RegionConfig(features=6, width=8, box="box6", classes=3, whole_image=True, relu=True, norm=False)
+    embedder, image = loud(RegionEmbedder(config)), regions(classes=3)
+    tokens = embedder(image).tokens_BND
+    seen = image.features_BKF[1, :2].double().mean(0)
+    place = torch.tensor([0, 0, 1, 1, 1, 1, 0, 0, 0], dtype=torch.float64)
+    expected = (embedder.feature(seen) + embedder.place(place)).clamp(min=0)
+    torch.testing.assert_close(tokens[1, 0], expected, rtol=0, atol=1e-7)
+
+
+def test_the_last_convolution_is_left_out_where_there_is_one():
+    config = VisionConfig(name="efficientnet_b0", last_conv=False)
+    with torch.device("meta"):
+        encoder = visual_embedder(config, 64)
+        tokens, _, pooled = encoder(encoder.example())
+    assert tokens.shape[2] == pooled.shape[1] == encoder.width == 320
+    with pytest.raises(UserError, match=r"`model\.vision\.last_conv` \(=false\) is for EfficientNets, not resnet10t"):
+        visual_embedder(VisionConfig(**RESNET, last_conv=False), 64)

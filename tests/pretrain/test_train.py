@@ -19,7 +19,7 @@ from pretrain.optim import build_optimizer, learning_rate, set_lr
 from pretrain.stop import Interrupted
 from pretrain.task import Task
 from pretrain.train import fit
-from shards.errors import UserError
+from shards.errors import DamagedSample, UserError
 from shards.sample import Sample
 from shards.sources.scenes import ScenesSource
 from shards.write import build_shards
@@ -382,3 +382,18 @@ def test_training_from_a_url_is_training_from_the_folder(configure, corpus, tmp_
         cache = tmp_path / "cache"
         fit(configure(f"data.shards={server.url}", f"data.cache={cache}", "run.steps=2", f"run.out={tmp_path / 'far'}"))
     assert weights(tmp_path / "far", 2).read_bytes() == weights(tmp_path / "run", 2).read_bytes()
+
+
+def test_damaged_samples_are_left_out_and_entered_in_the_runs_ledger(configure, corpus, tmp_path):
+    shutil.copytree(corpus.shards, tmp_path / "damaged")
+    tar = tmp_path / "damaged/shard-000001.tar"
+    content = bytearray(tar.read_bytes())
+    content[600] ^= 1
+    tar.write_bytes(content)
+    fit(configure(f"data.shards={tmp_path / 'damaged'}", "data.damage_budget=0.02", "run.steps=8"))
+    (line,) = (tmp_path / "run/damage/rank-00000.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "shard-000001.tar, sample 0: the image does not match its checksum"
+    with pytest.raises(
+        DamagedSample, match=r"^1 of 64 samples are damaged, more than `damage_budget` \(=0\.01\) allows"
+    ):
+        fit(configure(f"data.shards={tmp_path / 'damaged'}", "run.steps=8", f"run.out={tmp_path / 'strict'}"))

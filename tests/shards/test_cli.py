@@ -10,6 +10,7 @@ import pytest
 
 from shards import cli, console
 from tests.shards.conftest import png
+from tests.shards.test_scores import write_scores
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -133,6 +134,9 @@ def test_filter_writes_shards_or_a_list(shards: Call, shard_folder: Path, tmp_pa
     assert shards(*arguments, "--list", tmp_path / "kept.parquet")[0] == 2
     assert shards(*arguments, "--out", tmp_path / "new", "--samples-per-shard", 20)[0] == 0
     assert shards("verify", tmp_path / "new")[0] == 0
+    scores = write_scores(shard_folder, tmp_path / "scores.parquet", [3, 9], similarity=[0.1, 0.2])
+    asked = ("filter", shard_folder, "--scores", scores, "--filter", "min_similarity=0.15", "--list")
+    assert json.loads(shards(*asked, tmp_path / "scored.parquet", "--json")[1])["filtered"]["kept"] == 49
     assert shards(*arguments)[2] == "error: give one of `--out` and `--list`\n"
     assert shards("filter", shard_folder, "--out", tmp_path / "x")[2].endswith("needs `--preset` or `--filter`\n")
 

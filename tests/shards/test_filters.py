@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -176,7 +176,7 @@ def slow_near(rows: list[tuple[int, int]], distance: int) -> list[bool]:
     return result
 
 
-@settings(deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32), st.integers(0, 31))
 def test_near_duplicates_against_comparing_all(seed: int, distance: int) -> None:
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""`--executor ray` on a real Ray instance of this machine."""
+"""`--executor ray` on a real Ray instance of this machine, in a process of its own: Ray leaves threads behind."""
 
 import subprocess
 import sys
@@ -13,28 +13,12 @@ from tests.shards.folders import contents
 
 SECONDS = 300
 
-
-def test_ray_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own: Ray leaves threads behind."""
-    pytest.importorskip("ray")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    command = "build scenes --samples 60 --samples-per-shard 8 --filter max_characters=50 --executor ray --workers 2"
-    words = [sys.executable, "-m", "shards.cli", *command.split(), "--out", str(tmp_path / "ray")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr
-    settings = {"samples": 60, "seed": 0, "split": "train", "size": 64}
-    filters = Filters(max_characters=50)
-    source = ScenesSource(60, 0, "train")
-    build_shards(source, tmp_path / "here", samples_per_shard=8, settings=settings, filters=filters)
-    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
-
-
-FAILING = """
+PROGRAM = """
 import sys
 from pathlib import Path
-from shards import console
 from shards.errors import UserError
 from shards.executors import Executor
+from shards.filters import Filters
 from shards.sources.scenes import ScenesSource
 from shards.write import build_shards
 
@@ -42,16 +26,22 @@ class Failing(ScenesSource):
     def __getitem__(self, index):
         raise UserError(f"sample {index // 100} is not wanted")
 
+folder, ray = Path(sys.argv[1]), Executor("ray", 2)
+source, filters = ScenesSource(60, 0, "train"), Filters(max_characters=50)
+build_shards(source, folder / "ray", samples_per_shard=8, filters=filters, executor=ray)
 try:
-    build_shards(Failing(20, 0, "train"), Path(sys.argv[1]), executor=Executor("ray", 2))
+    build_shards(Failing(20, 0, "train"), folder / "failing", executor=ray)
 except UserError as error:
     print(error)
 """
 
 
-def test_an_error_on_ray_arrives_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_writes_the_same_bytes_and_hands_errors_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    words = [sys.executable, "-c", FAILING, str(tmp_path / "out")]
+    words = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
-    assert done.stdout == "sample 0 is not wanted\n", done.stderr
+    assert (done.returncode, done.stdout) == (0, "sample 0 is not wanted\n"), done.stderr
+    source, filters = ScenesSource(60, 0, "train"), Filters(max_characters=50)
+    build_shards(source, tmp_path / "here", samples_per_shard=8, filters=filters)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+import shards
 from shards.errors import DamagedSample, FilteredSample, UserError
-from shards.stream import ShardStream, StreamedSample
+from shards.stream import Damage, ShardStream, StreamedSample
 from shards.write import build_shards
 
 
@@ -158,6 +161,24 @@ def test_damaged_sample_is_replaced_by_the_next_and_recorded(shard_folder: Path)
     assert [item for p, item in enumerate(read) if p != entry.position] == [
         item for p, item in enumerate(sound) if p != entry.position
     ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_ledger_is_kept_in_a_file(workers: int, shard_folder: Path, tmp_path: Path) -> None:
+    damage(shard_folder, 3)
+    file = tmp_path / "new/rank-0.jsonl"
+    stream = ShardStream(shard_folder, 5, workers=workers, damage_budget=0.05, ledger_file=file)
+    list(stream.batches(20))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [Damage(**line) for line in lines] == stream.ledger
+    assert [(line["shard"], line["ordinal"]) for line in lines] == [("shard-000001.tar", 3)] * 2
+
+
+def test_the_package_offers_the_stream_without_importing_torch() -> None:
+    program = "import sys, shards; assert 'torch' not in sys.modules; print(shards.ShardStream.__module__)"
+    assert subprocess.check_output([sys.executable, "-c", program]).strip() == b"shards.stream"
+    with pytest.raises(AttributeError, match="no attribute 'ShardStraem'"):
+        shards.ShardStraem  # noqa: B018
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import DamagedSample, UserError
@@ -186,7 +186,7 @@ def test_a_cut_shard_never_pairs_with_the_next_of_the_same_keys(tmp_path: Path) 
     assert shards[0].captions == ("another 0",)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_damage_ever_mixes_pairs(data: st.DataObject) -> None:
     """Bytes cut out, zeroed, overwritten, or put in, anywhere: what is found whole belongs together, nothing raises."""
@@ -258,6 +258,12 @@ ODD: dict[str, tuple[list[Pair], list[str], dict[str, int], dict[str, int]]] = {
     "no image": ([A_TXT, *sample(2)], ["caption 2"], {}, {"no_image": 1}),
     "no caption": ([A_PNG, ("b.png", A_PNG[1]), ("b.txt", b" \n"), *sample(2)], ["caption 2"], {}, {"no_caption": 2}),
     "caption not UTF-8": ([A_PNG, ("a.txt", b"\xff\xfe"), *sample(2)], ["caption 2"], {}, {"caption_unreadable": 1}),
+    "half a surrogate": (
+        [A_PNG, ("a.json", b'{"caption": "\\ud800"}'), *sample(2)],
+        ["caption 2"],
+        {},
+        {"caption_unreadable": 1},
+    ),
     "image damaged": ([("a.png", b"none"), A_TXT, *sample(2)], ["caption 2"], {}, {"image_unreadable": 1}),
     "json damaged": ([A_PNG, ("a.json", b"{"), A_TXT], ["caption 1"], {"json_unreadable": 1}, {}),
     "json alone": (sample(1)[:2], ["caption 1"], {}, {}),
@@ -287,6 +293,36 @@ def test_odd_members_are_handled_and_counted(kind: str, format: int, tmp_path: P
     assert result.manifest.filtered.rejected == rejected
     assert verify(tmp_path).ok
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "a.index.parquet", "manifest.json"}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    content = tar_bytes([*sample(1, "xé"), *sample(2, "xè")]).replace("xé".encode(), b"x\xe9\0")
+    content = content.replace("xè".encode(), b"x\xe8\0")
+    headers = [offset for offset in range(0, len(content), 512) if content[offset : offset + 1] == b"x"]
+    fixed = bytearray(content)
+    for offset in headers:  # The name ends at the zero byte: what follows it moves up, and the checksum with it.
+        name = bytes(fixed[offset : offset + 100]).replace(b"\0", b"", 1) + b"\0"
+        fixed[offset : offset + 100] = name
+        fixed[offset + 148 : offset + 156] = b" " * 8
+        fixed[offset + 148 : offset + 156] = b"%06o\0 " % sum(fixed[offset : offset + 512])
+    (tmp_path / "a.tar").write_bytes(fixed)
+    write_manifest(tmp_path)
+    shards = ShardSet(tmp_path)
+    assert [shards[i].metadata["key"] for i in range(2)] == [r"x\xe9", r"x\xe8"]
+
+
+@pytest.mark.parametrize(
+    "record", ["9" * 5000 + " size=1\n", "20 size=" + "9" * 9 + "\n", "x y=z\n", "5 a\n", "٣ a=b\n"]
+)
+def test_malicious_pax_records_end_in_bounded_time(record: str, tmp_path: Path) -> None:
+    header = tarfile.TarInfo("pax")
+    content = record.encode()
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    body = content + bytes(-len(content) % 512)
+    (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + body + tar_bytes(samples(1)))
+    (tmp_path / "b.tar").write_bytes(tar_bytes(samples(2)))
+    write_manifest(tmp_path)
+    assert captions(tmp_path)[-1] == "caption 2"
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune.commands.options import Ckpt, Device, Json, Overwrite
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,19 +28,11 @@ class KindName(StrEnum):
 
 
 IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `finetune index` wrote.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: cuda where there is one]")]
-Ckpt = Annotated[str | None, typer.Option("--ckpt", help="Where the index's checkpoint lies, if it has moved.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands to `finetune`."""
-    for command in (index, search, serve):
-        app.command(no_args_is_help=True)(command)
+Moved = Annotated[str | None, typer.Option("--ckpt", help="Where the index's checkpoint lies, if it has moved.")]
 
 
 def index(
-    ckpt: Annotated[str, typer.Option("--ckpt", help="Checkpoint folder, or run folder for its latest checkpoint.")],
+    ckpt: Ckpt,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     shards: Annotated[Path | None, typer.Option(help="Folder that `shards build` wrote.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images; a .txt beside one holds captions.")] = None,
@@ -51,7 +44,7 @@ def index(
         float, typer.Option(min=0.01, max=1.0, help="Share of exact search's first ten to tune --kind for.")
     ] = 0.95,
     device: Device = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Make pictures searchable: encode each once, tune the search, and measure it with the captions there are.
@@ -61,7 +54,7 @@ def index(
     with contextlib.redirect_stdout(sys.stderr):  # deepspeed logs to the stdout that it finds: --json must stay JSON
         from finetune.search.build import Request, build_index
 
-    request = Request(ckpt, shards, images, kind.value, bits, recall, device)
+    request = Request(str(ckpt), shards, images, kind.value, bits, recall, device)
     facts = build_index(request, out, overwrite)
     typer.echo(facts.model_dump_json(indent=1) if as_json else index_summary(facts, out))
 
@@ -72,7 +65,7 @@ def search(
     image: Annotated[Path | None, typer.Option(help="A picture to look for, alone or with the text.")] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="Pictures to print.")] = 10,
     rerank: Annotated[int, typer.Option(min=0, help="Candidates that the matching head orders again; 0 is off.")] = 0,
-    ckpt: Ckpt = None,
+    ckpt: Moved = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +90,7 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    ckpt: Ckpt = None,
+    ckpt: Moved = None,
     device: Device = None,
 ) -> None:
     """Serve a local web page: search by text or dropped picture, re-rank, see where each word is.

@@ -9,19 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.commands.options import Ckpt, Json, Overwrite
 from shards.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.publish.run import Published
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command to `finetune`."""
-    app.command(no_args_is_help=True)(publish)
-
-
 def publish(
-    ckpt: Annotated[str, typer.Option("--ckpt", help="Checkpoint folder, or run folder for its latest checkpoint.")],
+    ckpt: Ckpt,
     repo: Annotated[str, typer.Option(help="USER/NAME on the hub; created where needed.")],
     license: Annotated[str, typer.Option("--license", help="Licence of the weights, such as apache-2.0.")] = "",
     data: Annotated[str, typer.Option(help="What it was trained on, in a sentence or two.")] = "",
@@ -33,8 +29,8 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Create the repository for its owner alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Make and check the folder; send nothing.")] = False,
     out: Annotated[Path | None, typer.Option(help="Keep the folder here.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Publish a checkpoint: weights, configuration, tokenizer and a model card with what was measured.
 
@@ -50,7 +46,7 @@ def publish(
 
     texts = {"limitations": _text("limitations", limitations), "citation": _text("citation", citation)}
     statements = Statements(license, data, data_license, train_command=train_command, **texts)
-    request = Request(ckpt, repo, statements, results or (), private, dry_run, out, overwrite)
+    request = Request(str(ckpt), repo, statements, results or (), private, dry_run, out, overwrite)
     published = publish(request, lambda line: typer.echo(line, err=True))
     typer.echo(json.dumps(asdict(published), indent=1) if as_json else summary(published, out))
 
