@@ -214,15 +214,32 @@ class Engine:
             if self.zero == 0:
                 self._optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **kept}
                 continue
-            deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+            self._set(parameter, weights[name].to(parameter.device))
             for key, value in kept.items():
-                deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+                self._set(parameter, value, key)
         for state in self._optimizer.state.values():
             if "step" in state:
                 state["step"].fill_(float(steps))
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self._engine.module.named_parameters() if p.requires_grad]
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """Puts a whole float32 weight, or a moment, where stages 1 to 3 keep their part of it.
+
+        DeepSpeed's own setter of whole values fails at stage 3 where the world size does not divide them.
+        """
+        set_full, more = deepspeed.utils.safe_set_full_fp32_param, []
+        set_part = deepspeed.utils.safe_set_local_fp32_param
+        if key is not None:
+            set_full, more = deepspeed.utils.safe_set_full_optimizer_state, [key]
+            set_part = deepspeed.utils.safe_set_local_optimizer_state
+        if self.zero < 3:
+            set_full(parameter, value, *more)
+            return
+        size = -(-value.numel() // distributed.world())
+        padded = nn.functional.pad(value.flatten(), (0, size * distributed.world() - value.numel()))
+        set_part(parameter, padded[distributed.rank() * size :][:size], *more)
 
     def _make_moments(self, keys: set[str]) -> None:
         """Zeros where DeepSpeed's optimizers keep moments; they have none before the first step."""
