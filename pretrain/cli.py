@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pretrain.cli_status import status
 from shards.console import run
 from shards.errors import UserError
 
@@ -22,6 +23,7 @@ class TrainByDefault(TyperGroup):
 
 
 app = typer.Typer(cls=TrainByDefault, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app.command(no_args_is_help=True)(status)
 SYSTEMS = Path("configs/systems")
 
 
