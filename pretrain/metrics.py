@@ -12,7 +12,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from pretrain.config import PretrainConfig
+from pretrain.flops import FlopMeter, device_name, meter, peak_flops
 from pretrain.folder import BOARD, LOG, read_lines
+from pretrain.task import Task
 from shards.console import Progress, clock, progress
 from shards.storage import write_atomically
 
@@ -25,10 +27,15 @@ class Metrics:
         start: Steps taken in earlier lives of this run.
         total: Steps of the whole run, for the ETA.
         batch: Samples of the global batch.
+        meter: What counts this rank's FLOPs, closed here; None where they cannot be counted.
+        peak: FLOP/s of this rank's device, None where they are not known.
     """
 
-    def __init__(self, run: Path, start: int, total: int, batch: int, bar: Progress) -> None:
-        self.total, self.batch, self._bar = total, batch, bar
+    def __init__(
+        self, run: Path, start: int, total: int, batch: int, bar: Progress, meter: FlopMeter | None, peak: float | None
+    ) -> None:
+        self.total, self.batch, self._bar, self._meter = total, batch, bar, meter
+        self._peak = peak
         _forget_after(run / LOG, start)
         self._file = (run / LOG).open("a")
         self._board = SummaryWriter(str(run / BOARD), purge_step=start)
@@ -42,13 +49,15 @@ class Metrics:
             name = "loss" if name == "loss" else f"loss/{name}"
             self._sums[name] += value
             self._counts[name] += 1  # a step may train only some of the objectives
+        self._flops += self._meter.step if self._meter else 0
         self._bar.advance()
 
     def report(self, step: int, lr: float) -> None:
         """Writes the averages since the last report; `step` counts finished steps.
 
         Beside them: `samples` seen since the start of the run, `memory` of this rank at its peak in bytes
-        (`peak_memory`), `eta` in seconds, and `time` in Unix seconds.
+        (`peak_memory`), `eta` in seconds, and `time` in Unix seconds. `tflops` are model TFLOP/s of this
+        rank's device (`pretrain.flops`) and `mfu` their share of its peak, each where it is known.
         """
         seconds = time.monotonic() - self._start
         values = {name: total / self._counts[name] for name, total in self._sums.items()}
@@ -60,6 +69,11 @@ class Metrics:
             "memory": peak_memory(),
             "eta": (self.total - step) * seconds / self._steps,
         }
+        if self._meter:
+            values["tflops"] = self._flops / seconds / 1e12
+            self._meter.renew()
+        if self._meter and self._peak:
+            values["mfu"] = self._flops / seconds / self._peak
         now = time.time()
         self._file.write(json.dumps({"step": step, "time": now, **values}) + "\n")
         self._file.flush()
@@ -71,10 +85,12 @@ class Metrics:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+        if self._meter:
+            self._meter.close()
 
     def _reset(self) -> None:
         self._start = time.monotonic()
-        self._steps, self._waited = 0, 0.0
+        self._steps, self._flops, self._waited = 0, 0, 0.0
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
 
@@ -88,14 +104,22 @@ class NoMetrics:
 
 
 @contextmanager
-def reporting(config: PretrainConfig, start: int, rank: int) -> Iterator[Metrics | NoMetrics]:
+def reporting(config: PretrainConfig, start: int, rank: int, task: Task) -> Iterator[Metrics | NoMetrics]:
     """Metrics with a progress bar on rank 0; `start` counts the steps of earlier lives."""
     if rank != 0:
         yield NoMetrics()
         return
     total = config.run.steps
     with progress("train", total - start) as bar:
-        metrics = Metrics(Path(config.run.out), start, total, config.data.global_batch, bar)
+        metrics = Metrics(
+            Path(config.run.out),
+            start,
+            total,
+            config.data.global_batch,
+            bar,
+            meter(task, config.engine),
+            peak_flops(device_name()),
+        )
         try:
             yield metrics
         finally:
@@ -111,10 +135,12 @@ def peak_memory() -> int:
 
 def _line(step: int, total: int, values: dict[str, float]) -> str:
     losses = "  ".join(f"{name.removeprefix('loss/')} {v:.3f}" for name, v in values.items() if name.startswith("loss"))
+    speed = f"{values['tflops']:.3g} TFLOP/s  " if "tflops" in values else ""
+    speed += f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
     return (
         f"step {step}/{total}  {values['samples']:,} samples  {losses}  lr {values['lr']:.2e}  "
         f"{values['samples_per_second']:.0f} samples/s  data {values['data_wait']:.0%}  "
-        f"memory {values['memory'] / 1e9:.2f} GB  ETA {clock(values['eta'])}"
+        f"memory {values['memory'] / 1e9:.2f} GB  {speed}ETA {clock(values['eta'])}"
     )
 
 

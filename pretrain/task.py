@@ -64,6 +64,11 @@ class Task(nn.Module):
         if self.config.policy == "one":
             self._active = draw_entry(self.config.mix, seed, step)
 
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The objectives of this step."""
+        return tuple(self._active)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns each objective's loss and, as `loss`, their weighted sum; each a float scalar of this rank's part."""
         with torch.autocast(batch.token_ids_BL.device.type, self.autocast, enabled=self.autocast is not None):

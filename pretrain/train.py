@@ -174,7 +174,7 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
 def _steps(config: PretrainConfig, tokenizer: Tokenizer, engine: Engine, device: torch.device, life: Life) -> Path:
     run = config.run
     with (
-        reporting(config, life.start, distributed.rank()) as metrics,
+        reporting(config, life.start, distributed.rank(), engine.task) as metrics,
         listening() as request,
         watching(run.silence_timeout, distributed.rank(), life.start) as pulse,
     ):

@@ -8,8 +8,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pretrain.flops import FlopMeter
 from pretrain.folder import read_lines
 from pretrain.metrics import Metrics, peak_memory
+from pretrain.task import Task
+from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
 
 
 class Said:
@@ -36,7 +39,7 @@ def ticking(monkeypatch):
 
 def test_an_interval_by_hand(tmp_path, ticking):
     said = Said()
-    metrics = Metrics(tmp_path, start=10, total=5010, batch=8, bar=said)
+    metrics = Metrics(tmp_path, start=10, total=5010, batch=8, bar=said, meter=None, peak=None)
     metrics.add({"loss": 3.0, "itc": 1.0, "mlm": 2.0}, waited=1.0)
     metrics.add({"loss": 5.0, "itc": 5.0}, waited=0.0)  # a step may train only some of the objectives
     ticking[0] += 4.0
@@ -69,6 +72,22 @@ def test_an_interval_by_hand(tmp_path, ticking):
             assert scalar.value == pytest.approx(value, rel=1e-6)
 
 
+def test_speed_and_its_share_of_the_peak(tmp_path, ticking):
+    task = Task(tiny_config().model, tiny_config().objectives, VOCABULARY)
+    meter, said = FlopMeter(task), Said()
+    metrics = Metrics(tmp_path, start=0, total=2, batch=4, bar=said, meter=meter, peak=1e9)
+    for _ in range(2):
+        task(random_batch(4))
+        metrics.add({"loss": 1.0}, waited=0.0)
+    ticking[0] += 4.0
+    metrics.report(2, lr=0.25)
+    metrics.close()
+    (line,) = read_lines(tmp_path / "log.jsonl")
+    assert line["tflops"] == pytest.approx(meter.step / 2 / 1e12)
+    assert line["mfu"] == pytest.approx(meter.step / 2 / 1e9)
+    assert f"{line['tflops']:.3g} TFLOP/s  MFU {line['mfu']:.1%}  ETA" in said.lines[0]
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="counts the accelerator's memory, not this process's")
 def test_memory_is_what_was_held_at_the_peak():
     """Against the kernel's own account in another place."""
@@ -80,5 +99,5 @@ def test_memory_is_what_was_held_at_the_peak():
 
 def test_a_continued_run_forgets_what_it_takes_again(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    Metrics(tmp_path, start=2, total=9, batch=8, bar=Said()).close()
+    Metrics(tmp_path, start=2, total=9, batch=8, bar=Said(), meter=None, peak=None).close()
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
