@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pretrain.models.convert import commands
 from shards.console import run
 from shards.errors import UserError
 
@@ -109,6 +110,10 @@ def labels(
     found = RegionVocabulary.of(source[index] for index in range(len(source)))
     found.write(out)
     typer.echo(f"{out}: {len(found.labels)} labels, {len(found.attributes)} attributes")
+
+
+app.command("import")(commands.import_)
+app.command("export")(commands.export)
 
 
 def resume_override(resume: bool, overwrite: bool) -> list[str]:
