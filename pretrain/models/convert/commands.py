@@ -14,20 +14,23 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this 
 
 
 def import_(
-    source: Annotated[Path, typer.Option("--from", help="A published folder.")],
+    source: Annotated[Path, typer.Option("--from", help="A published folder, or a file of the authors' own.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
-    kind: Annotated[str, typer.Option("--format", help="Whose names: transformers or open_clip.")] = "transformers",
+    kind: Annotated[str, typer.Option("--format", help="transformers, open_clip or albef.")] = "transformers",
     allow: Allow = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Its tokenizer, where the folder has none.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="What an authors' file holds; else configs/systems/FORMAT.yaml.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a published checkpoint into one of ours, every tensor by name.
 
     Example: pretrain import --format open_clip --from downloads/ViT-B-32 --out runs/clip-b32
     """
-    from pretrain.models.convert.importing import import_checkpoint
+    from pretrain.models.convert.importing import Request, import_checkpoint
 
-    found = import_checkpoint(source, kind, out, allow or [], tokenizer, overwrite)
+    found = import_checkpoint(Request(source, kind, allow or [], tokenizer, config), out, overwrite)
     typer.echo(f"checkpoint: {out} ({found.parameters / 1e6:.1f}M parameters)")
     if found.fresh:
         typer.echo(f"starts anew: {len(found.fresh)} tensors (first {found.fresh[0]})")

@@ -36,7 +36,7 @@ def read_tensors(place: Path) -> dict[str, Tensor]:
     path = weights_file(place)
     if path.name.endswith(".index.json"):
         return _from_index(path)
-    return load_file_safely(path) if path.suffix == ".safetensors" else _unpickled(path)
+    return _from_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
 
 
 def weights_file(place: Path) -> Path:
@@ -49,7 +49,7 @@ def weights_file(place: Path) -> Path:
     raise UserError(f"`from` (={place}) holds none of {', '.join(NAMES)}")
 
 
-def load_file_safely(path: Path) -> dict[str, Tensor]:
+def _from_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -104,7 +104,8 @@ def convert(
         made |= zip(step.ours, OPERATIONS[step.how]([given[name] for name in step.theirs], len(step.ours)), strict=True)
     read = {name for step in steps for name in step.theirs}
     left = [name for name in given if name not in read and not _any(table.ignored, name)]
-    left += [name for name in made if name not in wanted]
+    idle = [name for step in steps if wanted.keys().isdisjoint(step.ours) for name in step.theirs]
+    left += [name for name in idle if not _any(table.ignored, name)]
     made |= {name: torch.zeros(wanted[name]) for name in table.zeros if name in wanted}
     missing = [name for name in wanted if name not in made and not _any(table.fresh, name)]
     _refuse(place, left, missing, allowed)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from pretrain.checkpoint import Checkpoint
-from pretrain.models.convert.importing import Imported, import_checkpoint
+from pretrain.models.convert.importing import Imported, Request, import_checkpoint
 from tests.parity.weights import shake
 
 VOCABULARY = 40
@@ -45,7 +45,7 @@ def save_clip(folder: Path) -> CLIPModel:
 
 
 def bring(source: Path, out: Path, kind: str = "transformers", allow: tuple[str, ...] = ()) -> Imported:
-    return import_checkpoint(source, kind, out, allow, None, overwrite=False)
+    return import_checkpoint(Request(source, kind, allow), out)
 
 
 def noise(size: int = 32, seed: int = 0) -> Tensor:

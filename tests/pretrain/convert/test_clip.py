@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from pretrain.checkpoint import load_checkpoint
+from pretrain.cli import main
 from pretrain.models.convert.exporting import export_transformers
 from pretrain.models.interface import ImageInput, TextInput
 from shards.errors import UserError
@@ -109,6 +110,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     save_clip(source)
     tensors = load_file(source / "model.safetensors")
     tensors["classifier.weight"] = torch.zeros(3)
+    tensors["text_model.embeddings.position_ids"] = torch.arange(12)[None]  # older files have it: ignored by name
     del tensors["visual_projection.weight"]
     save_file(tensors, source / "model.safetensors")
     with pytest.raises(UserError, match=r"1 tensors have no place \(classifier\.weight\) and 1 are missing"):
@@ -138,6 +140,57 @@ def test_other_pixels_without_a_bias_are_refused(tmp_path):
     said = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     (source / "preprocessor_config.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match=r"its first layer has no bias"):
+        bring(source, tmp_path / "ours")
+
+
+def test_the_commands(tmp_path, capsys):
+    save_clip(tmp_path / "published")
+    names = [f"{tmp_path}/{name}" for name in ("published", "ours", "back")]
+    commands = {
+        "checkpoint: ": ["import", "--from", names[0], "--out", names[1]],
+        "outputs differ by at most": ["export", "--ckpt", names[1], "--out", names[2]],
+    }
+    for answer, words in commands.items():
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        assert answer in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["import", "--format", "transformer", "--from", names[0], "--out", f"{tmp_path}/other"])
+    assert ended.value.code == 2
+    expected = "error: `format` (=transformer) must be one of transformers, open_clip, albef\n"
+    assert expected in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(commands["checkpoint: "])
+    assert ended.value.code == 2
+    assert "must not exist yet; replace it with --overwrite" in capsys.readouterr().err
+
+
+def test_an_unknown_architecture_is_named(tmp_path):
+    save_tokenizer(tmp_path / "published")
+    (tmp_path / "published/config.json").write_text('{"model_type": "blip-2"}')
+    save_file({"a": torch.zeros(1)}, tmp_path / "published/model.safetensors")
+    with pytest.raises(UserError, match=r"`model_type` \(=blip-2\), known are clip, .*; did you mean `blip`"):
+        bring(tmp_path / "published", tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "holds none of model"), (b"half", "cannot be read"), ("index", "names 1 tensors that its files lack")],
+)
+def test_weights_that_are_not_there_or_damaged(tmp_path, content, reason):
+    source = tmp_path / "published"
+    save_clip(source)
+    file = source / "model.safetensors"
+    if content == "index":
+        file.rename(source / "part.safetensors")
+        weights = dict.fromkeys([*load_file(source / "part.safetensors"), "lost"], "part.safetensors")
+        (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    elif content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=reason):
         bring(source, tmp_path / "ours")
 
 
