@@ -42,6 +42,9 @@ class Batch(Rows):
         region_attributes_BKA: int64 [B, K, A], -100 where there is none.
         region_probabilities_BKC: float32 [B, K, C], what the detector believes; one-hot of the label without it.
         pollution_B: int64 [B], 0 where the text is the image's own, 1 or 2 where a part of it is not.
+        phrase_ids_BP: int64 [B, P], what names one region of the image.
+        phrase_mask_BP: bool [B, P], True where there is a token.
+        phrase_box_B4: float32 [B, 4], that region's left, top, right, bottom as shares of the image.
         masked_regions_BK: bool [B, K], regions that masked region modelling hides.
         image_sizes_B2: int64 [B, 2], height and width in pixels of what is an image and not padding.
     """
@@ -62,6 +65,9 @@ class Batch(Rows):
     region_probabilities_BKC: Tensor | None = None
     masked_regions_BK: Tensor | None = None
     pollution_B: Tensor | None = None
+    phrase_ids_BP: Tensor | None = None
+    phrase_mask_BP: Tensor | None = None
+    phrase_box_B4: Tensor | None = None
     image_sizes_B2: Tensor | None = None
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@
         config.yaml  tokenizer.json        what is needed to build it again
         state.json                         step, stream position, sha256 of each file above
         trainer/                           optimizer state and random generators, for resuming only
+            moments.safetensors            the optimizer's moments, whole: what another world size resumes from
 
 A checkpoint is written to `.partial-step-N`, synced, renamed; then `latest` is replaced.
 """
@@ -36,6 +37,7 @@ from pretrain.task import Task
 from shards.errors import Stopped, UserError
 from shards.storage import sync_path, write_atomically
 
+MOMENTS = "moments.safetensors"
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
 CONFIG, STATE, LATEST = "config.yaml", "state.json", "latest"
 STATE_KEYS = ("step", "world", "stream", "files")
@@ -151,12 +153,12 @@ def save_checkpoint(
     final, partial = root / f"step-{step:08d}", root / f".partial-step-{step:08d}"
     portable = config.model_copy(update={"model": self_contained(config.model)})
     state = {"step": step, "world": distributed.world(), "stream": stream, "losses": list(losses)}
-    weights = {WEIGHTS: engine.weights()}
+    weights, moments = {WEIGHTS: engine.weights()}, engine.moments()
     if engine.ema:
         weights[EMA] = engine.ema.weights()
     try:
         _together(lambda: _start(partial), distributed.rank() == 0)
-        _together(lambda: _save_trainer(partial / "trainer", engine))
+        _together(lambda: _save_trainer(partial / "trainer", engine, moments))
         _together(lambda: _finish(partial, final, weights, portable, tokenizer, state), distributed.rank() == 0)
     except CheckpointNotWritten:
         shutil.rmtree(partial, ignore_errors=True)
@@ -165,11 +167,17 @@ def save_checkpoint(
 
 
 def restore(checkpoint: Path, engine: Engine) -> dict[str, Any]:
-    """Puts the engine and this rank's generator back; returns the contents of state.json. Every rank calls it."""
+    """Puts the engine and this rank's generator back; returns the contents of state.json. Every rank calls it.
+
+    At another world size the parts of the optimizer are made anew from whole ones, and the generators start fresh.
+    """
     state = read_state(checkpoint)
-    engine.load(checkpoint / "trainer")
     if engine.ema:
         engine.ema.load(load_file(checkpoint / EMA))
+    if state["world"] != distributed.world():
+        engine.load_parts(load_file(checkpoint / WEIGHTS), load_file(checkpoint / "trainer" / MOMENTS), state["step"])
+        return state
+    engine.load(checkpoint / "trainer")
     torch.set_rng_state(torch.load(checkpoint / "trainer" / f"rng-{distributed.rank()}.pt", weights_only=True))
     return state
 
@@ -208,8 +216,10 @@ def _start(partial: Path) -> None:
     (partial / "trainer").mkdir(parents=True)
 
 
-def _save_trainer(folder: Path, engine: Engine) -> None:
+def _save_trainer(folder: Path, engine: Engine, moments: dict[str, torch.Tensor]) -> None:
     engine.save(folder)
+    if distributed.rank() == 0:
+        save_file(moments, folder / MOMENTS)
     torch.save(torch.get_rng_state(), folder / f"rng-{distributed.rank()}.pt")
 
 

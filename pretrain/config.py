@@ -249,8 +249,9 @@ class PretrainConfig(Section):
         if self.model.vision.region and self.data.regions is None:
             raise ValueError("`model.vision.region` reads regions, so `data.regions` must not be null")
         augment = self.data.augment
-        if self.data.regions and (augment.crop_scale < 1 or augment.flip or augment.rotate):
-            raise ValueError("`data.augment` may not crop, flip or rotate where `data.regions` is set: boxes stay put")
+        reader = "data.regions" if self.data.regions else "objectives.box" if self.objectives.box else None
+        if reader and (augment.crop_scale < 1 or augment.flip or augment.rotate):
+            raise ValueError(f"`data.augment` may not crop, flip or rotate where `{reader}` is set: boxes stay put")
         return self
 
     @model_validator(mode="after")
@@ -281,6 +282,4 @@ class PretrainConfig(Section):
                 "`objectives.momentum` moves whole copies of the weights, of which `engine.zero` (=3) leaves each rank "
                 "a part: use 0, 1 or 2"
             )
-        if self.engine.deepspeed.get("fp16", {}).get("enabled"):
-            raise ValueError("`objectives.momentum` keeps float32 copies, which `engine.deepspeed.fp16` would round")
         return self

@@ -37,6 +37,7 @@ import deepspeed  # reads the variable above when imported
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 LAST_SECONDS = 10.0
 """Longest wait, at the end of a process, for threads that finish a collective."""
 
@@ -188,6 +189,88 @@ class Engine:
             raise UserError(f"`{folder}` holds no engine state for this world size and ZeRO stage")
         if self._scale:
             self._scale.load_state_dict(ours["loss_scale"])
+
+    def moments(self) -> dict[str, Tensor]:
+        """What the optimizer remembers, as NAME/KEY -> float32 of the parameter's shape, on the CPU.
+
+        Whole, whatever the world size and the ZeRO stage, so that `load_parts` can split it anew. Every rank calls it.
+        """
+        found = {}
+        for name, parameter in self._trained():
+            for key in MOMENTS:
+                if (moment := self._moment(parameter, key)) is not None:
+                    found[f"{name}/{key}"] = moment.detach().cpu().contiguous().clone()
+        return found
+
+    def load_parts(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
+        """Restores what `weights` and `moments` gave after `steps` steps, at any world size. Every rank calls it."""
+        module = self._engine.module
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=0, enabled=self.zero == 3):
+            module.load_state_dict(weights)
+        self._make_moments({key.rsplit("/", 1)[1] for key in moments})
+        for name, parameter in self._trained():
+            kept = {key: moments[f"{name}/{key}"] for key in MOMENTS if f"{name}/{key}" in moments}
+            kept = {key: value.to(parameter.device) for key, value in kept.items()}
+            if self.zero == 0:
+                self._optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **kept}
+                continue
+            self._set(parameter, weights[name].to(parameter.device))
+            for key, value in kept.items():
+                self._set(parameter, value, key)
+        for state in self._optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(float(steps))
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self._engine.module.named_parameters() if p.requires_grad]
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """Puts a whole float32 weight, or a moment, where stages 1 to 3 keep their part of it.
+
+        DeepSpeed's own setter of whole values fails at stage 3 where the world size does not divide them.
+        """
+        set_full, more = deepspeed.utils.safe_set_full_fp32_param, []
+        set_part = deepspeed.utils.safe_set_local_fp32_param
+        if key is not None:
+            set_full, more = deepspeed.utils.safe_set_full_optimizer_state, [key]
+            set_part = deepspeed.utils.safe_set_local_optimizer_state
+        if self.zero < 3:
+            set_full(parameter, value, *more)
+            return
+        size = -(-value.numel() // distributed.world())
+        padded = nn.functional.pad(value.flatten(), (0, size * distributed.world() - value.numel()))
+        set_part(parameter, padded[distributed.rank() * size :][:size], *more)
+
+    def _make_moments(self, keys: set[str]) -> None:
+        """Zeros where DeepSpeed's optimizers keep moments; they have none before the first step."""
+        if self.zero == 3:
+            parts = self._engine.optimizer.fp32_partitioned_groups_flat
+        else:
+            parts = [] if self.zero == 0 else self._engine.optimizer.single_partition_of_fp32_groups
+        for part in parts:
+            state = self._optimizer.state[part]
+            if "exp_avg" in keys:
+                state.setdefault("step", torch.tensor(0.0))
+            for key in keys:
+                state.setdefault(key, torch.zeros_like(part.data))
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Tells the parameters of stages 1 and 2 where their moments lie.
+
+        DeepSpeed does so after the first step of its first group, when the other groups have none yet.
+        """
+        if self.zero in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _moment(self, parameter: nn.Parameter, key: str) -> Tensor | None:
+        if self.zero == 0:
+            return self._optimizer.state[parameter].get(key)
+        if not any(key in state for state in self._optimizer.state.values()):
+            return None
+        self._link_moments()
+        return deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
 
     def weights(self) -> dict[str, Tensor]:
         """The task's parameters and buffers on the CPU, whole on rank 0; every rank calls it."""

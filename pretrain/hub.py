@@ -29,6 +29,10 @@ class HubPlace:
     revision: str
     endpoint: str | None = None
 
+    def pinned(self, commit: str) -> str:
+        """The place of one commit of it, as `hub_place` reads it."""
+        return f"{self.endpoint}/{self.repo}/tree/{commit}" if self.endpoint else f"hf:{self.repo}@{commit}"
+
 
 def hub_place(place: str | Path) -> HubPlace | None:
     """What `place` names on a hub; None where it can only be a local path.

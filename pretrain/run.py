@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import LATEST, read_state
+from pretrain.checkpoint import LATEST, MOMENTS, read_state
 from pretrain.config import PretrainConfig
 from pretrain.settings import dump_config, load_config
 from shards.errors import UserError
@@ -68,8 +68,11 @@ def _check_checkpoint(newest: Path | None, world: int) -> None:
     if newest is None:
         return
     saved = read_state(newest)["world"]
-    if saved != world:
-        raise UserError(f"`world_size` (={world}) must be that of the checkpoint (={saved}) to continue from {newest}")
+    if saved != world and not (newest / "trainer" / MOMENTS).is_file():
+        raise UserError(
+            f"`world_size` (={world}) must be that of the checkpoint (={saved}) to continue from {newest}, "
+            f"which has no trainer/{MOMENTS}"
+        )
 
 
 def _check_same(before: PretrainConfig, now: PretrainConfig, out: Path) -> None:

@@ -1,6 +1,9 @@
 """The published systems that ship as configurations: what each is made of, and how large.
 
-configs/systems/*.yaml -> PretrainConfig with `system` -> the task on the meta device -> a row
+    configs/systems/*.yaml -> PretrainConfig with `system` -> the task on the meta device -> a row
+
+A comment behind a setting says `verified` where it was read in the official code or in that of transformers, and
+`paper-only` where it is from the paper and was not checked.
 """
 
 from collections.abc import Sequence
@@ -109,10 +112,10 @@ def _inputs(vision: VisionConfig) -> str:
 
 
 def _sources(file: Path) -> tuple[int, int]:
-    """Comments of the file that say `verified`, and those that say `verified` or `paper-only`."""
+    """Comments of the file that say `verified` of all they stand behind, and those that say where a setting is from."""
     comments = [line.partition("#")[2] for line in file.read_text().splitlines() if not line.startswith("#")]
-    verified = sum("verified" in comment for comment in comments)
-    return verified, verified + sum("paper-only" in c and "verified" not in c for c in comments)
+    stated = [comment for comment in comments if "verified" in comment or "paper-only" in comment]
+    return sum("paper-only" not in comment for comment in stated), len(stated)
 
 
 def table(rows: Sequence[SystemRow]) -> str:

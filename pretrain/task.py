@@ -12,6 +12,7 @@ from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import ModelConfig
 from pretrain.models.interface import VisionLanguageModel
 from pretrain.momentum import Momentum
+from pretrain.objectives.box import Box
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.objectives.itc import ITC
 from pretrain.objectives.itm import ITM
@@ -35,6 +36,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "mra": MRA,
     "wra": WRA,
     "pollution": Pollution,
+    "box": Box,
 }
 
 
@@ -121,6 +123,6 @@ def outline(model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -
     if model.vision.weights != "timm":  # a file's names and shapes are compared too, but nothing is fetched yet
         portable = portable.model_copy(update={"vision": model.vision})
     with torch.device("meta"):
-        task = Task(portable, objectives, vocabulary)
+        task = Task(portable, objectives, vocabulary).eval()  # BatchNorm refuses one value per channel in training
         task.model.encode_image(task.model.vision.example())
-    return task
+    return task.train()

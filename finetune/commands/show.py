@@ -59,7 +59,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write; an earlier one is replaced.")] = Path("report.html"),
     runs: Annotated[list[Path] | None, typer.Option(help="More run folders, for their loss curves.")] = None,
 ) -> None:
-    """Write one self-contained HTML page: table, loss curves, first results with pictures, worst failures.
+    """Write one self-contained HTML page: table, comparison, loss curves, what is missed, results with pictures.
 
     Example: finetune report runs/tuned/results.json --runs runs/first --runs runs/tuned --out report.html
     """

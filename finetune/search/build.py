@@ -157,8 +157,8 @@ def _queries(pictures: Pictures, encoder: Encoder) -> Embeddings:
 
 
 def _made_with(encoder: Encoder, place: str) -> MadeWith:
-    """The place is the checkpoint itself, since a run folder's latest changes; a hub's is left as typed."""
+    """The place is the checkpoint itself: a run folder's latest changes, and so does a hub's branch."""
     checkpoint = encoder.checkpoint
-    local = checkpoint.path.resolve() / (EMA if checkpoint.weights == EMA else "")
-    lasting = place if hub_place(place) else str(local)
+    path, hub = checkpoint.path, hub_place(place)
+    lasting = hub.pinned(path.name) if hub else str(path.resolve() / (EMA if checkpoint.weights == EMA else ""))
     return MadeWith(place=lasting, digest=checkpoint.digest, name=run_name(checkpoint), step=checkpoint.step)

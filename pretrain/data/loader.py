@@ -14,6 +14,7 @@ from pretrain.batch import Batch, Draw
 from pretrain.config import PretrainConfig
 from pretrain.data.labels import RegionVocabulary
 from pretrain.data.masking import IGNORE, choose, mask_tokens
+from pretrain.data.phrases import Phrase, draw_phrase
 from pretrain.data.pollution import Parts, draw_other, pollute
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
 from pretrain.data.tokenizer import Text, Tokenizer
@@ -35,6 +36,7 @@ class Prepared(NamedTuple):
     draws_K: np.ndarray
     regions: Regions | None
     pollution: int
+    phrase: Phrase | None
 
 
 def check_sample(config: PretrainConfig, sample: Sample) -> None:
@@ -48,6 +50,8 @@ def check_sample(config: PretrainConfig, sample: Sample) -> None:
         raise UserError(f"`data.group_by` (={key}) is not in the metadata of sample {sample.key}")
     if config.data.second == "tags" and not sample.tags:
         raise UserError(f"`data.second` (=tags) needs tags, and sample {sample.key} has none")
+    if config.objectives.box and not sample.regions:
+        raise UserError(f"`objectives.box` needs regions, and sample {sample.key} has none")
     if config.data.regions:
         region = config.model.vision.region
         check_regions(sample, region.features if region else None)
@@ -92,11 +96,13 @@ class Preparation:
         pixels_HWC = self._pixels(sample, rng)
         draws_K = rng.random(len(Draw))
         group, regions = self._group(item.identity, sample), self._regions(sample, rng)
-        return Prepared(pixels_HWC, text, masked_L, labels_L, group, draws_K, regions, parts.label)
+        phrase = self._phrase(sample, rng)
+        return Prepared(pixels_HWC, text, masked_L, labels_L, group, draws_K, regions, parts.label, phrase)
 
     def collate(self, items: list[Prepared]) -> Batch:
         token_ids_BL, token_mask_BL = self.tokenizer.pad([item.text.ids_L for item in items])
         regions = [item.regions for item in items if item.regions is not None]
+        phrases = [item.phrase for item in items if item.phrase is not None]
         pixels = [item.pixels_HWC for item in items if item.pixels_HWC is not None]
         return Batch(
             pixels_BHWC=torch.stack(pixels) if pixels else None,
@@ -109,7 +115,19 @@ class Preparation:
             pollution_B=torch.tensor([item.pollution for item in items]) if self._pollutes else None,
             draws_BK=torch.from_numpy(np.stack([item.draws_K for item in items])),
             **(collate_regions(regions) if regions else {}),
+            **(self._collate_phrases(phrases) if phrases else {}),
         )
+
+    def _phrase(self, sample: Sample, rng: np.random.Generator) -> Phrase | None:
+        if self.config.objectives.box is None:
+            return None
+        words, box_4 = draw_phrase(sample, rng)
+        return Phrase(self.tokenizer.encode(words, self.config.data.max_tokens).ids_L, box_4)
+
+    def _collate_phrases(self, phrases: list[Phrase]) -> dict[str, Tensor]:
+        ids_BP, mask_BP = self.tokenizer.pad([phrase.ids_P for phrase in phrases])
+        boxes_B4 = torch.from_numpy(np.stack([phrase.box_4 for phrase in phrases]))
+        return {"phrase_ids_BP": ids_BP, "phrase_mask_BP": mask_BP, "phrase_box_B4": boxes_B4}
 
     @property
     def _pollutes(self) -> bool:

@@ -139,6 +139,10 @@ class PollutionConfig(ObjectiveConfig):
         return 2 if self.kind == "second" else 3
 
 
+class BoxConfig(ObjectiveConfig):
+    """The box of a region from its phrase, L1 and generalised IoU (X-VLM, arXiv:2111.08276)."""
+
+
 class MomentumConfig(Section):
     """Slow copies of the towers, `decay` of which stays at each step (ALBEF, arXiv:2107.07651).
 
@@ -170,6 +174,7 @@ class ObjectivesConfig(Section):
     mra: MRAConfig | None = None
     wra: WRAConfig | None = None
     pollution: PollutionConfig | None = None
+    box: BoxConfig | None = None
 
     @property
     def chosen(self) -> dict[str, ObjectiveConfig]:

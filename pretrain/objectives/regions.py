@@ -12,10 +12,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.data.labels import UNKNOWN
 from pretrain.distributed import global_mean
 from pretrain.precision import in_full_precision
-
-UNKNOWN = -100
 
 
 @in_full_precision

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.batch import Batch, Draw
@@ -19,7 +20,7 @@ from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Mem
 from pretrain.objectives.negatives import Swap, gather_encoded, swap_texts
 from pretrain.rows import Rows
 
-TEXTS = ("text", "masked_text")
+TEXTS = ("text", "masked_text", "phrase")
 IMAGES = ("image", "masked_image")
 FUSED: dict[str, tuple[str, str, Attention]] = {
     "fused_clean": ("text", "image", "bidirectional"),
@@ -27,6 +28,7 @@ FUSED: dict[str, tuple[str, str, Attention]] = {
     "fused_masked_image": ("text", "masked_image", "bidirectional"),
     "fused_masked_both": ("masked_text", "masked_image", "bidirectional"),
     "fused_swapped": ("swapped_text", "image", "bidirectional"),
+    "fused_phrase": ("phrase", "image", "bidirectional"),
     "fused_seq2seq": ("masked_text", "image", "seq2seq"),
     "fused_prefix": ("prefix_text", "image", "prefix"),
     "fused_causal": ("causal_text", "image", "causal"),
@@ -96,6 +98,11 @@ class Views:
         """With words hidden (`Batch.masked_ids_BL`)."""
         return self._texts["masked_text"]
 
+    @property
+    def phrase(self) -> Encoded:
+        """What names one region (`Batch.phrase_ids_BP`)."""
+        return self._texts["phrase"]
+
     @cached_property
     def causal_text(self) -> Encoded:
         """Each token has seen only what stands before it."""
@@ -160,6 +167,11 @@ class Views:
         return self._pairs("fused_swapped")
 
     @property
+    def fused_phrase(self) -> Fused:
+        """A region's phrase with the whole image."""
+        return self._pairs("fused_phrase")
+
+    @property
     def fused_seq2seq(self) -> Fused:
         """Hidden words that see the image and what stands before them (Unified-VLP)."""
         return self._pairs("fused_seq2seq")
@@ -187,6 +199,8 @@ class Views:
 
     def _text_input(self, name: str) -> TextInput:
         batch = self.batch
+        if name == "phrase":
+            return _phrase_input(batch)
         ids_BL = batch.masked_ids_BL if name == "masked_text" else batch.token_ids_BL
         return TextInput(ids_BL, batch.token_mask_BL, batch.segments_BL)
 
@@ -217,6 +231,13 @@ class Views:
     def _fuse(self, attention: Attention, pairs: Sequence[tuple[Encoded, Memory]]) -> Fused:
         texts, memories = (list(side) for side in zip(*pairs, strict=True))
         return self.model.fuse(Encoded.concatenate(texts), Memory.concatenate(memories), attention)
+
+
+def _phrase_input(batch: Batch) -> TextInput:
+    ids_BP, mask_BP = batch.phrase_ids_BP, batch.phrase_mask_BP
+    assert ids_BP is not None, "the batch was made without phrases"
+    assert mask_BP is not None
+    return TextInput(ids_BP, mask_BP, None if batch.segments_BL is None else torch.zeros_like(ids_BP))
 
 
 def prefix(batch: Batch) -> Tensor:

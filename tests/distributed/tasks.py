@@ -37,7 +37,7 @@ TASKS = {
         }
     ),
     "unified-vlp": tiny_joint({"mlm": {}, "seq2seq": {}, "lm": {"attention": "prefix"}}),
-    "vinvl": tiny_joint({"mlm": {}, "pollution": {"kind": "three_way"}, "mrc": {"classes": CLASSES}}),
+    "vinvl": tiny_joint({"mlm": {}, "pollution": {"kind": "three_way"}, "box": {}, "mrc": {"classes": CLASSES}}),
 }
 
 

@@ -35,7 +35,7 @@ def test_losses_and_gradients_do_not_depend_on_the_split(found, case, world):
     expected, split = found[1][case], found[world][case]
     assert split.keys() == expected.keys()
     for name, value in expected.items():
-        # Measured: at most 1.1e-14 in float64; only the order of sums differs.
+        # In float64, where only the order of sums differs.
         torch.testing.assert_close(split[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 

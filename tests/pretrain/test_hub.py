@@ -25,6 +25,9 @@ from shards.errors import UserError
 def test_places(place, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub_place(place) == expected
+    if expected:
+        commit = "c" * 40
+        assert hub_place(expected.pinned(commit)) == HubPlace(expected.repo, commit, expected.endpoint)
 
 
 def test_what_lies_here_comes_first(tmp_path, monkeypatch):

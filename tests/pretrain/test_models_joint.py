@@ -104,7 +104,7 @@ def test_the_trunk_equals_the_loop_over_tokens(options, attention):
         for block in model.blocks:
             x_TD = slow_block(block, x_TD, mask_TT, TEXTS)
         x_TD = model.final_norm(x_TD)
-        # Measured: at most 5e-15 in float64.
+        # Measured: at most 9e-16 in float64.
         torch.testing.assert_close(fused.text_BLD[row], x_TD[:TEXTS], rtol=0, atol=1e-12)
         torch.testing.assert_close(fused.image_BND[row], x_TD[TEXTS:], rtol=0, atol=1e-12)
         first = x_TD[0] if options.get("pooler") is None else torch.tanh(model.pooler.text(x_TD[0]))

@@ -178,7 +178,6 @@ REFUSED = [
     ({"objectives": {"itc": {"queue": 8}}}, r"`objectives\.itc` reads momentum towers"),
     ({"objectives": {"momentum": {}, "itc": {}}}, r"`objectives\.momentum` is read by none"),
     ({"objectives": MOMENTUM, "engine": {"zero": 3}}, r"of which `engine\.zero` \(=3\) leaves each rank a part"),
-    ({"objectives": MOMENTUM, "engine": {"deepspeed": {"fp16": {"enabled": True}}}}, r"keeps float32 copies"),
     ({"objectives": {"itc": {"loss": "sigmoid", "label_smoothing": 0.1}}}, r"`objectives\.itc\.loss` \(=sigmoid\)"),
     ({"objectives": {"itc": {"similarity": "tokens", "queue": 4}}}, r"takes hard targets and no queue"),
     ({"objectives": {"itm": {"negatives": "swap", "pool": "local"}}}, r"`objectives\.itm\.pool` \(=local\)"),

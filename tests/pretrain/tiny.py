@@ -103,6 +103,9 @@ def region_batch(pairs: int, regions: int = 6, seed: int = 0) -> Batch:
         .apply_(lambda number: IGNORE if number < 0 else number),
         region_probabilities_BKC=torch.randn(*shape, CLASSES, generator=generator).softmax(-1) * mask_BK[..., None],
         masked_regions_BK=mask_BK & (torch.rand(shape, generator=generator) < 0.4),
+        phrase_ids_BP=batch.token_ids_BL[:, :5],
+        phrase_mask_BP=batch.token_mask_BL[:, :5],
+        phrase_box_B4=corners[:, 0].flatten(1),
         pollution_B=torch.randint(3, (pairs,), generator=generator),
     )
 

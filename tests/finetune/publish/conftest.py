@@ -7,7 +7,7 @@ from finetune.publish import upload as module
 from finetune.publish.card import Statements
 from finetune.publish.export import export
 from pretrain.checkpoint import load_checkpoint
-from tests.finetune.corpus import checkpoint, save
+from tests.finetune.corpus import Corpus, checkpoint, save
 from tests.hub import WRITER, hub
 
 STATEMENTS = Statements("apache-2.0", "40 random pictures", "cc0-1.0")
@@ -23,6 +23,14 @@ def ckpt(tmp_path_factory):
 @pytest.fixture(scope="session")
 def opened(ckpt):
     return load_checkpoint(ckpt)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three pictures."""
+    for sample in Corpus(3).samples:
+        (tmp_path / f"{sample.key}.png").write_bytes(sample.image)
+    return tmp_path
 
 
 @pytest.fixture

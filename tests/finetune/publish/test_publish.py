@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 WORDS = ["--repo", REPO, "--license", "mit", "--data", "40 random pictures", "--data-license", "cc0-1.0"]
 
 
-def test_publish_and_use(server, ckpt, opened, tmp_path, capsys):
+def test_publish_and_use(server, ckpt, opened, tmp_path, capsys, pictures):
     out = tmp_path / "export"
     assert status("publish", "--ckpt", ckpt, *WORDS, "--private", "--out", out, "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -28,6 +28,11 @@ def test_publish_and_use(server, ckpt, opened, tmp_path, capsys):
     assert files == {path.name: path.read_bytes() for path in out.iterdir()}
     assert server.repositories[REPO].private
     assert load_checkpoint(f"hf:{REPO}@{told['commit']}").digest == opened.digest
+    index = ["index", "--ckpt", f"hf:{REPO}", "--images", pictures, "--out", tmp_path / "pictures.index", "--json"]
+    assert status(*index) == 0
+    made_with = json.loads(capsys.readouterr().out)["checkpoint"]
+    assert (made_with["name"], made_with["place"]) == (REPO, f"hf:{REPO}@{told['commit']}")
+    assert status("search", tmp_path / "pictures.index", "a dog") == 0
 
 
 def test_a_dry_run_sends_nothing(server, ckpt, tmp_path, capsys):
