@@ -16,7 +16,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this 
 def import_(
     source: Annotated[Path, typer.Option("--from", help="A published folder, or a file of the authors' own.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
-    kind: Annotated[str, typer.Option("--format", help="transformers, open_clip or albef.")] = "transformers",
+    kind: Annotated[str, typer.Option("--format", help="transformers, open_clip, albef or uniter.")] = "transformers",
     allow: Allow = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Its tokenizer, where the folder has none.")] = None,
     config: Annotated[

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from pretrain.models.config import ModelConfig
-from pretrain.models.convert import albef, blip, clip, lxmert, vilt, visual_bert
+from pretrain.models.convert import albef, blip, clip, lxmert, uniter, vilt, visual_bert
 from pretrain.models.convert.pixels import CLIP_MEAN, CLIP_STD, Pixels
 from pretrain.models.convert.rules import Table
 
@@ -47,5 +47,6 @@ OPEN_CLIP = Architecture(lambda _: clip.OPEN_CLIP, clip.open_clip_settings, _CLI
 
 AUTHORS: dict[str, Authors] = {
     "albef": Authors(albef.albef_table, _CLIP_PIXELS),
+    "uniter": Authors(uniter.uniter_table),
 }
 """By `--format`."""

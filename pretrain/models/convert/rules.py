@@ -17,7 +17,18 @@ from torch import Tensor
 from shards.errors import UserError
 
 How = Literal[
-    "copy", "stack", "split", "transpose", "negate", "log", "share", "positions", "positions_back", "type", "match"
+    "copy",
+    "stack",
+    "split",
+    "transpose",
+    "negate",
+    "log",
+    "share",
+    "positions",
+    "second",
+    "and_second",
+    "type",
+    "match",
 ]
 SHOWN = 3
 
@@ -166,12 +177,6 @@ def _positions(tensors: list[Tensor], _: int) -> list[Tensor]:
     return [token + table[:, :1], table[:, 1:].transpose(1, 2).unflatten(2, (side, side))]
 
 
-def _positions_back(tensors: list[Tensor], _: int) -> list[Tensor]:
-    token, grid_1Dhw = tensors
-    rest = grid_1Dhw.flatten(2).transpose(1, 2)
-    return [token, torch.cat([torch.zeros_like(rest[:, :1]), rest], 1)]
-
-
 def _match(tensors: list[Tensor], _: int) -> list[Tensor]:
     """A head with one logit -> one with two, of which the first is always 0."""
     return [torch.cat([torch.zeros_like(tensors[0]), tensors[0]])]
@@ -186,8 +191,9 @@ OPERATIONS: Mapping[How, Operation] = {
     "log": lambda tensors, _: [tensors[0].log()],
     "share": lambda tensors, count: tensors * count,
     "positions": _positions,
-    "positions_back": _positions_back,
     "type": lambda tensors, _: [tensors[0][1] + tensors[1][0]],  # the image's type and its only position (VisualBERT)
+    "second": lambda tensors, _: [tensors[0][1]],
+    "and_second": lambda tensors, _: [tensors[0], tensors[0][1]],
     "match": _match,
 }
 """The tensors of one side and the number of those on the other -> those."""
@@ -198,5 +204,4 @@ INVERSE: Mapping[How, How] = {
     "split": "stack",
     "transpose": "transpose",
     "negate": "negate",
-    "positions": "positions_back",
 }

@@ -13,8 +13,9 @@ from pretrain.settings import dump_config, load_config
 from shards.errors import UserError
 from tests.parity.weights import distance, shake
 from tests.pretrain.convert.folders import VOCABULARY, noise, save_tokenizer, texts
+from tests.pretrain.convert.slow_bert import HEADS, WIDTH, Draw, bert_layer, dense, normed
 
-WIDTH, HEADS, CLOSE = 32, 4, 1e-5  # Measured: at most 1e-6.
+CLOSE = 1e-5  # Measured: at most 1e-6.
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4}
@@ -28,42 +29,26 @@ def tower():
 
 def authors_file(folder):
     """What their pretraining script saves, tiny: weights, slow copies, queues, and the optimizer's state."""
-    generator = torch.Generator().manual_seed(0)
-
-    def linear(name, outputs, inputs=WIDTH):
-        weights = torch.randn(outputs, inputs, generator=generator) * 0.2
-        return {f"{name}.weight": weights, f"{name}.bias": torch.randn(outputs, generator=generator) * 0.1}
-
-    def norm(name):
-        return {f"{name}.weight": 1 + torch.randn(WIDTH, generator=generator) * 0.1, f"{name}.bias": torch.ones(WIDTH)}
-
+    draw = Draw()
     bert = "text_encoder.bert."
     made = {f"visual_encoder.{name}": value for name, value in tower().state_dict().items()}
     sizes = {"word": VOCABULARY, "position": 12, "token_type": 2}
     for kind, rows in sizes.items():
-        made[f"{bert}embeddings.{kind}_embeddings.weight"] = torch.randn(rows, WIDTH, generator=generator)
-    made |= norm(f"{bert}embeddings.LayerNorm") | {f"{bert}embeddings.position_ids": torch.arange(12)[None]}
+        made[f"{bert}embeddings.{kind}_embeddings.weight"] = draw.normal(rows, WIDTH)
+    made |= draw.norm(f"{bert}embeddings.LayerNorm") | {f"{bert}embeddings.position_ids": torch.arange(12)[None]}
     for n in range(3):
-        layer = f"{bert}encoder.layer.{n}."
-        for part, inputs in (("attention", WIDTH), ("crossattention", 24))[: 1 if n < 1 else 2]:
-            made |= linear(f"{layer}{part}.self.query", WIDTH)
-            made |= linear(f"{layer}{part}.self.key", WIDTH, inputs) | linear(
-                f"{layer}{part}.self.value", WIDTH, inputs
-            )
-            made |= linear(f"{layer}{part}.output.dense", WIDTH) | norm(f"{layer}{part}.output.LayerNorm")
-        made |= linear(f"{layer}intermediate.dense", 4 * WIDTH) | linear(f"{layer}output.dense", WIDTH, 4 * WIDTH)
-        made |= norm(f"{layer}output.LayerNorm")
+        made |= draw.layer(f"{bert}encoder.layer.{n}", image_width=None if n < 1 else 24)
     head = "text_encoder.cls.predictions."
-    made |= linear(f"{head}transform.dense", WIDTH) | norm(f"{head}transform.LayerNorm")
-    made |= {f"{head}bias": torch.randn(VOCABULARY, generator=generator)}
+    made |= draw.linear(f"{head}transform.dense", WIDTH) | draw.norm(f"{head}transform.LayerNorm")
+    made |= {f"{head}bias": draw.normal(VOCABULARY)}
     made |= {
         f"{head}decoder.weight": made[f"{bert}embeddings.word_embeddings.weight"],
         f"{head}decoder.bias": made[f"{head}bias"],
     }
-    made |= linear("vision_proj", 16, 24) | linear("text_proj", 16) | linear("itm_head", 2)
+    made |= draw.linear("vision_proj", 16, 24) | draw.linear("text_proj", 16) | draw.linear("itm_head", 2)
     made |= {f"{n.split('.', 1)[0]}_m.{n.split('.', 1)[1]}": v for n, v in made.items() if not n.startswith("itm")}
     made |= {"temp": torch.tensor(0.06), "queue_ptr": torch.zeros(1, dtype=torch.long)}
-    made |= {f"{side}_queue": torch.randn(16, 8, generator=generator) for side in ("image", "text")}
+    made |= {f"{side}_queue": draw.normal(16, 8) for side in ("image", "text")}
     torch.save({"model": made, "optimizer": {"state": {}}, "epoch": 29, "config": {"temp": 0.07}}, folder / "ALBEF.pth")
     return made
 
@@ -82,30 +67,6 @@ def configuration(folder):
     config = load_config(PretrainConfig, "configs/systems/albef.yaml", [f"{k}={v}" for k, v in changes.items()])
     (folder / "albef.yaml").write_text(dump_config(config))
     return folder / "albef.yaml"
-
-
-def dense(given, name, x):
-    return F.linear(x, given[f"{name}.weight"], given[f"{name}.bias"])
-
-
-def normed(given, name, x):
-    return F.layer_norm(x, (WIDTH,), given[f"{name}.weight"], given[f"{name}.bias"], 1e-12)
-
-
-def attended(given, name, x, y, mask):
-    q, k, v = (dense(given, f"{name}.self.{part}", z) for part, z in (("query", x), ("key", y), ("value", y)))
-    heads = [t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (q, k, v)]
-    scores = heads[0] @ heads[1].transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
-    mixed = (scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1) @ heads[2]).transpose(1, 2).flatten(2)
-    return normed(given, f"{name}.output.LayerNorm", x + dense(given, f"{name}.output.dense", mixed))
-
-
-def bert_layer(given, name, x, mask, image=None):
-    x = attended(given, f"{name}.attention", x, x, mask)
-    if image is not None:
-        x = attended(given, f"{name}.crossattention", x, image, torch.ones(image.shape[:2], dtype=torch.bool))
-    inside = F.gelu(dense(given, f"{name}.intermediate.dense", x))
-    return normed(given, f"{name}.output.LayerNorm", x + dense(given, f"{name}.output.dense", inside))
 
 
 @torch.no_grad()
