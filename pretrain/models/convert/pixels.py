@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.patches import PatchEmbedder
 from pretrain.models.vision import ImageEncoder
 from shards.errors import UserError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-FIRST = "model.vision.backbone.patch_embed.proj."
 
 
 class Pixels(NamedTuple):
@@ -44,17 +44,21 @@ def fold(tensors: dict[str, Tensor], vision: nn.Module, pixels: Pixels) -> dict[
     Raises:
         UserError: the first layer has no bias that a shift could go to.
     """
-    if not isinstance(vision, ImageEncoder):
-        return tensors
+    if isinstance(vision, ImageEncoder):
+        first, m, s = "model.vision.backbone.patch_embed.proj.", vision.mean / 255, vision.std / 255
+    elif isinstance(vision, PatchEmbedder):
+        own = vision.config
+        first, m, s = "model.vision.projection.", torch.full((3,), own.mean), torch.full((3,), own.std)
+    else:
+        return tensors  # regions have no pixels
     p, q = (torch.tensor(list(values)) for values in pixels)
-    m, s = vision.mean / 255, vision.std / 255
     if torch.allclose(p, m, atol=1e-6) and torch.allclose(q, s, atol=1e-6):
         return tensors
-    weight, bias = tensors.get(f"{FIRST}weight"), tensors.get(f"{FIRST}bias")
+    weight, bias = tensors.get(f"{first}weight"), tensors.get(f"{first}bias")
     if weight is None or bias is None:
         raise UserError(
             f"`from` normalises pixels by mean {list(pixels.mean)} and deviation {list(pixels.std)}, "
             f"and its first layer has no bias to turn ours ({[round(v, 4) for v in m.tolist()]}) into them"
         )
     shift = torch.einsum("ochw,c->o", weight, (m - p) / q)
-    return tensors | {f"{FIRST}weight": weight * (s / q)[:, None, None], f"{FIRST}bias": bias + shift}
+    return tensors | {f"{first}weight": weight * (s / q)[:, None, None], f"{first}bias": bias + shift}
