@@ -112,7 +112,14 @@ def _plan(request: Request, names: Collection[str]) -> Plan:
         raise UserError(f"`config` (={request.config}) is for the formats {', '.join(AUTHORS)}: others bring their own")
     published = _published(request)
     architecture = _architecture(request.kind, published)
-    config = parse_config(PretrainConfig, merge(architecture.settings(published, names), OF_A_CHECKPOINT))
+    try:
+        settings = architecture.settings(published, names)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # transformers' classes have no one exception
+        reason = " ".join(str(error).split())
+        raise UserError(f"`from` (={request.source}) has a configuration that cannot be read: {reason}") from None
+    config = parse_config(PretrainConfig, merge(settings, OF_A_CHECKPOINT))
     pixels = published_pixels(request.source, published) or architecture.pixels
     return Plan(config, architecture.table(config.model), pixels)
 

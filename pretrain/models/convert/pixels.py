@@ -32,10 +32,10 @@ def published_pixels(folder: Path, published: Mapping[str, Any]) -> Pixels | Non
     if said is None and (file := folder / "preprocessor_config.json").is_file():
         try:
             said = json.loads(file.read_text())
-            said = {"mean": said["image_mean"], "std": said["image_std"]} if "image_mean" in said else None
+            said = {"mean": said.get("image_mean"), "std": said.get("image_std")} if said.get("image_mean") else None
         except ValueError as error:
             raise UserError(f"`from` (={file}) is not JSON: {error}") from None
-    return Pixels(said["mean"], said["std"]) if said else None
+    return Pixels(said["mean"], said["std"]) if said and said.keys() >= {"mean", "std"} else None
 
 
 def fold(tensors: dict[str, Tensor], vision: nn.Module, pixels: Pixels) -> dict[str, Tensor]:

@@ -166,6 +166,14 @@ def test_the_commands(tmp_path, capsys):
     assert "must not exist yet; replace it with --overwrite" in capsys.readouterr().err
 
 
+def test_a_configuration_without_what_it_needs(tmp_path):
+    save_tokenizer(tmp_path / "published")
+    (tmp_path / "published/open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}}}')
+    save_file({"a": torch.zeros(1)}, tmp_path / "published/open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"has a configuration that cannot be read: 'embed_dim'"):
+        bring(tmp_path / "published", tmp_path / "ours", "open_clip")
+
+
 def test_an_unknown_architecture_is_named(tmp_path):
     save_tokenizer(tmp_path / "published")
     (tmp_path / "published/config.json").write_text('{"model_type": "blip-2"}')
