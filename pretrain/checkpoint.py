@@ -30,6 +30,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import FILE as TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine
+from pretrain.folder import CONFIG, LATEST, STATE
 from pretrain.hub import fetch, hub_place
 from pretrain.models.build import self_contained
 from pretrain.settings import dump_config, load_config
@@ -39,7 +40,6 @@ from shards.storage import sync_path, write_atomically
 
 MOMENTS = "moments.safetensors"
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
-CONFIG, STATE, LATEST = "config.yaml", "state.json", "latest"
 STATE_KEYS = ("step", "world", "stream", "files")
 
 

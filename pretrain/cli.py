@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pretrain.cli_status import status
 from pretrain.models.convert import commands
 from shards.console import run
 from shards.errors import UserError
@@ -112,6 +113,7 @@ def labels(
     typer.echo(f"{out}: {len(found.labels)} labels, {len(found.attributes)} attributes")
 
 
+app.command(no_args_is_help=True)(status)
 app.command("import")(commands.import_)
 app.command("export")(commands.export)
 

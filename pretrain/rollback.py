@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.engine import Sick
+from pretrain.folder import LEDGER, read_lines
+from shards.storage import write_atomically
 
-LEDGER = "quarantine.jsonl"
 WINDOW = 128
 """Losses that a spike is measured against."""
 FEWEST = 16
@@ -20,8 +21,7 @@ FEWEST = 16
 
 def read_ledger(run: Path) -> list[dict[str, Any]]:
     """The entries in the order they were made: `batch` (number of the global batch) and `reason`."""
-    file = run / LEDGER
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return read_lines(run / LEDGER)
 
 
 def check_budget(run: Path, sick: Sick, saved: Path | None, budget: int) -> None:
@@ -38,8 +38,8 @@ def check_budget(run: Path, sick: Sick, saved: Path | None, budget: int) -> None
 
 def quarantine(run: Path, batch: int, sick: Sick) -> None:
     """Adds a batch to the ledger. Only rank 0 calls it."""
-    with (run / LEDGER).open("a") as file:
-        file.write(json.dumps({"batch": batch, "reason": str(sick)}) + "\n")
+    entries = [*read_ledger(run), {"batch": batch, "reason": str(sick)}]
+    write_atomically(run / LEDGER, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
 class SpikeGuard:

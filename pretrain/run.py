@@ -1,21 +1,15 @@
-"""The run folder: what it holds, and who may write into it.
-
-RUN/config.yaml  log.jsonl  tensorboard/  checkpoints/  quarantine.jsonl  damage/ (samples that each rank left out)
-"""
+"""The run folder (`pretrain.folder`): who may write into it."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import LATEST, MOMENTS, read_state
+from pretrain.checkpoint import MOMENTS, read_state
 from pretrain.config import PretrainConfig
+from pretrain.folder import CHECKPOINTS, CONFIG, OWN, newest_checkpoint
 from pretrain.settings import dump_config, load_config
 from shards.errors import UserError
 from shards.storage import write_atomically
-
-CONFIG = "config.yaml"
-DAMAGE = "damage"
-OWN = (CONFIG, "log.jsonl", "quarantine.jsonl", "tensorboard", "checkpoints", DAMAGE)
 
 
 def check_folder(config: PretrainConfig, world: int) -> None:
@@ -44,15 +38,9 @@ def open_folder(config: PretrainConfig) -> Path:
     out = _folder(config)
     if config.run.resume == "overwrite":
         _clear(out)
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     write_atomically(out / CONFIG, dump_config(config).encode())
     return out
-
-
-def newest_checkpoint(out: Path) -> Path | None:
-    """The checkpoint that a continued run starts from; None for a new run."""
-    pointer = out / "checkpoints" / LATEST
-    return pointer.parent / pointer.read_text().strip() if pointer.is_file() else None
 
 
 def _folder(config: PretrainConfig) -> Path:

@@ -17,10 +17,12 @@ from pretrain.config import DataConfig, PretrainConfig, WeightedShards
 from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, Sick, check_accelerator, start_process_group, world_from_environment
+from pretrain.folder import DAMAGE, newest_checkpoint
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
+from pretrain.process import announced
 from pretrain.rollback import SpikeGuard, check_budget, quarantine, read_ledger
-from pretrain.run import DAMAGE, check_folder, flat, newest_checkpoint, open_folder
+from pretrain.run import check_folder, flat, open_folder
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
 from pretrain.watchdog import watching
@@ -118,12 +120,13 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
     if distributed.rank() == 0:
         open_folder(config)
     distributed.barrier()
-    torch.manual_seed(config.run.seed)  # the same initial weights on every rank
-    task = Task(config.model, config.objectives, len(inputs.tokenizer))
-    if initial:
-        load_initial(task, initial)
-    freeze(task, config.optim.freeze)
-    return _loop(config, inputs, Engine(task.to(device).train(), config), device)
+    with announced(Path(config.run.out), distributed.rank()):
+        torch.manual_seed(config.run.seed)  # the same initial weights on every rank
+        task = Task(config.model, config.objectives, len(inputs.tokenizer))
+        if initial:
+            load_initial(task, initial)
+        freeze(task, config.optim.freeze)
+        return _loop(config, inputs, Engine(task.to(device).train(), config), device)
 
 
 def facts(config: PretrainConfig, inputs: Inputs) -> dict[str, object]:
@@ -169,9 +172,9 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
 
 
 def _steps(config: PretrainConfig, tokenizer: Tokenizer, engine: Engine, device: torch.device, life: Life) -> Path:
-    out, run, batch_size = Path(config.run.out), config.run, config.data.global_batch
+    run = config.run
     with (
-        reporting(out, life.start, run.steps, distributed.rank()) as metrics,
+        reporting(config, life.start, distributed.rank()) as metrics,
         listening() as request,
         watching(run.silence_timeout, distributed.rank(), life.start) as pulse,
     ):
@@ -185,7 +188,7 @@ def _steps(config: PretrainConfig, tokenizer: Tokenizer, engine: Engine, device:
             stepped = engine.step(batch.to(device), lr, stop=request.asked, limit=life.spikes.limit)
             life.spikes.add(stepped.losses["loss"])
             done, last = step + 1, step + 1 == run.steps
-            metrics.add(stepped.losses, batch_size, waited)
+            metrics.add(stepped.losses, waited)
             if done % run.log_every == 0 or last or stepped.stop:
                 metrics.report(done, lr)
             if done % run.save_every == 0 or last or stepped.stop:

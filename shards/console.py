@@ -127,7 +127,7 @@ class _Lines:
         if now - self.last >= PLAIN_SECONDS:
             self.last = now
             rate = self.done / (now - self.start)
-            self._print(f"{rate:,.1f}/s, ETA {_clock((self.total - self.done) / rate)}")
+            self._print(f"{rate:,.1f}/s, ETA {clock((self.total - self.done) / rate)}")
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -135,13 +135,14 @@ class _Lines:
 
     def finish(self) -> None:
         seconds = time.monotonic() - self.start
-        self._print(f"{self.done / max(seconds, 1e-9):,.1f}/s, took {_clock(seconds)}")
+        self._print(f"{self.done / max(seconds, 1e-9):,.1f}/s, took {clock(seconds)}")
 
     def _print(self, rest: str) -> None:
         print(f"{self.title}: {self.done}/{self.total}, {rest}", file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -8,7 +8,7 @@ from typing import Any
 
 def logged(run: Path, *, timing: bool = False) -> list[dict[str, Any]]:
     """The lines of log.jsonl, without the figures that depend on the clock."""
-    clock = () if timing else ("samples_per_second", "data_wait")
+    clock = () if timing else ("time", "samples_per_second", "data_wait", "memory", "eta")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in clock} for line in lines]
 
