@@ -4,7 +4,7 @@ BIN := .venv/bin
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test lint emoji clean
+.PHONY: install demo test test-long lint emoji clean
 
 # The stamp is newer than what it was made from: a second call installs nothing.
 install: .venv/installed
@@ -29,7 +29,11 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long" --durations=15
+
+# Worlds x stages x models, real kills, silent ranks, every published system learning.
+test-long: install
+	$(BIN)/python -m pytest -m long --durations=15
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,7 @@ import typer
 from finetune.commands.evaluate import evaluate
 from finetune.commands.publish import publish
 from finetune.commands.reproduce import reproduce
+from finetune.commands.score import score
 from finetune.commands.search import index, search, serve
 from finetune.commands.show import compare, report, table
 from finetune.commands.tune import retrieval
@@ -32,6 +33,7 @@ app.command()(table)
 app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(report)
 app.command(no_args_is_help=True)(reproduce)
+app.command(no_args_is_help=True)(score)
 app.command(no_args_is_help=True)(index)
 app.command(no_args_is_help=True)(search)
 app.command(no_args_is_help=True)(serve)

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from pretrain.cli_status import status
+from pretrain.models.convert import commands
 from shards.console import run
 from shards.errors import UserError
 
@@ -23,7 +24,6 @@ class TrainByDefault(TyperGroup):
 
 
 app = typer.Typer(cls=TrainByDefault, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-app.command(no_args_is_help=True)(status)
 SYSTEMS = Path("configs/systems")
 
 
@@ -111,6 +111,11 @@ def labels(
     found = RegionVocabulary.of(source[index] for index in range(len(source)))
     found.write(out)
     typer.echo(f"{out}: {len(found.labels)} labels, {len(found.attributes)} attributes")
+
+
+app.command(no_args_is_help=True)(status)
+app.command("import")(commands.import_)
+app.command("export")(commands.export)
 
 
 def resume_override(resume: bool, overwrite: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """The `shards` command: build (see `shards.cli_sources`), manifest and download (`shards.cli_foreign`), ..."""
 
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,8 @@ app = typer.Typer(
 )
 app.add_typer(build, name="build")
 add_foreign_commands(app)
+for command in entry_points(group="duostream.shards"):  # `score` needs models, which this package must not know
+    app.command(command.name)(command.load())
 
 
 @app.command("verify")

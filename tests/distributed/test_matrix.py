@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.distributed.matrix import CELLS, SHAPES, STAGES, STEPS
 from tests.ranks import run_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 WORLDS = (1, 2, 4)
 KEY_BIASES = ("key.bias", "qkv.bias")
 

@@ -10,7 +10,7 @@ from tests.pretrain.conftest import Corpus
 from tests.pretrain.runs import logged, weights
 from tests.ranks import run_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 MIDDLE, STEPS = 3, 6
 SETTINGS = (
     f"run.steps={STEPS}",

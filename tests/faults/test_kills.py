@@ -16,7 +16,7 @@ from tests.pretrain.conftest import Corpus
 from tests.pretrain.runs import logged, weights
 from tests.ranks import ROOT, environment, run_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 STEPS = 24
 WORLD = 2
 LONGEST = 120  # seconds until the ranks that are left must have ended by themselves

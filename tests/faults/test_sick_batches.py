@@ -9,7 +9,7 @@ from tests.pretrain.conftest import Corpus
 from tests.pretrain.runs import logged, weights
 from tests.ranks import Ended, run_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 STEPS = 24
 SICK = 19  # after enough losses to measure a spike against, and between two checkpoints
 SETTINGS = (f"run.steps={STEPS}", "run.save_every=8", "run.keep_last=9", "model.fusion.dropout=0.2")

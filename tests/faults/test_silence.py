@@ -9,7 +9,7 @@ from tests.faults.test_kills import LONGEST, a_step, poll
 from tests.faults.test_signals import start
 from tests.ranks import run_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_stopped_rank_ends_the_job_with_stacks(corpus, tmp_path):

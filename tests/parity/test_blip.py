@@ -1,14 +1,14 @@
 """BLIP against `transformers.BlipForImageTextRetrieval`: contrast, matching and their gradients."""
 
 import torch
-from torch import nn
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from pretrain.config import PretrainConfig
+from pretrain.models.convert.blip import BLIP
 from pretrain.objectives.views import Views
 from pretrain.settings import parse_config
 from pretrain.task import Task
-from tests.parity.weights import batch_of, bert_attention, bert_layer, both, copy, distance, shake, worst_gradient
+from tests.parity.weights import batch_of, copy, distance, shake, worst_gradient
 
 VOCABULARY, EPS = 40, 1e-12
 SHAPE = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -38,42 +38,9 @@ def task() -> Task:
     return Task(config.model, config.objectives, VOCABULARY).eval()
 
 
-def table(theirs: nn.Module) -> tuple[dict, dict]:
-    """Our names -> their tensors; and those that ours has alone."""
-    given = dict(theirs.named_parameters())
-    image, words = "model.vision.backbone.", "model.text.bert.embeddings."
-    inside = "vision_model.embeddings."
-    found = {
-        f"{image}cls_token": given[f"{inside}class_embedding"],
-        f"{image}pos_embed": given[f"{inside}position_embedding"],
-        f"{words}word_embeddings.weight": given["text_encoder.embeddings.word_embeddings.weight"],
-        f"{words}position_embeddings.weight": given["text_encoder.embeddings.position_embeddings.weight"],
-    }
-    names = {
-        f"{image}patch_embed.proj": f"{inside}patch_embedding",
-        f"{image}norm": "vision_model.post_layernorm",
-        f"{words}LayerNorm": "text_encoder.embeddings.LayerNorm",
-        "model.image_projection": "vision_proj",
-        "model.text_projection": "text_proj",
-        "objectives.itm.head": "itm_head",
-    }
-    layers = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.qkv": "self_attn.qkv"}
-    layers |= {"attn.proj": "self_attn.projection", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    for n in range(2):
-        names |= {f"{image}blocks.{n}.{a}": f"vision_model.encoder.layers.{n}.{b}" for a, b in layers.items()}
-        ours, layer = f"model.fusion.blocks.{n}", f"text_encoder.encoder.layer.{n}"
-        names |= bert_layer(ours, layer)
-        names |= bert_attention(f"{ours}.cross_attention", f"{layer}.crossattention", f"{ours}.norms.1")
-        names |= {f"{ours}.norms.2": f"{layer}.output.LayerNorm"}
-    types = torch.zeros(2, 32)  # BLIP's texts have no segments
-    own = {f"{words}token_type_embeddings.weight": types, "objectives.itc.log_temperature": torch.tensor([0.07]).log()}
-    return found | both(names, given), own
-
-
 def test_contrast_matching_and_gradients():
     theirs, ours = blip(), task()
-    found, own = table(theirs)
-    sources = copy(ours, found, own)
+    sources = copy(ours, BLIP, theirs, {"objectives.itc.log_temperature": torch.tensor([0.07]).log()})
     generator = torch.Generator().manual_seed(1)
     pixels_BHWC = torch.randint(0, 256, (3, 32, 32, 3), generator=generator, dtype=torch.uint8)
     ids_BL = torch.randint(5, 38, (3, 9), generator=generator)

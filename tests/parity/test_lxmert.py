@@ -6,20 +6,11 @@ from transformers import LxmertConfig, LxmertForPreTraining
 
 from pretrain.config import PretrainConfig
 from pretrain.data.masking import IGNORE
+from pretrain.models.convert.lxmert import lxmert_table
 from pretrain.objectives.views import Views
 from pretrain.settings import parse_config
 from pretrain.task import Task
-from tests.parity.weights import (
-    batch_of,
-    bert_attention,
-    bert_layer,
-    both,
-    copy,
-    distance,
-    shake,
-    word_head,
-    worst_gradient,
-)
+from tests.parity.weights import batch_of, copy, distance, shake, worst_gradient
 
 VOCABULARY, EPS = 40, 1e-12
 BERT = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 12}
@@ -34,7 +25,7 @@ def lxmert() -> LxmertForPreTraining:
     return shake(model)
 
 
-def task() -> Task:
+def config() -> PretrainConfig:
     region = {"features": 10, "width": 32, "box": "box4", "combine": "mean", "norm_parts": True, "norm": False}
     co = {"placement": ["image*2", "cross*2"], "order": ["cross", "self", "feed"], "shared": True}
     model = {
@@ -43,43 +34,13 @@ def task() -> Task:
         "fusion": {"trunk": "co_attention", "heads": 4, "hidden": 64, "eps": EPS, "pooler": "tanh", "co_attention": co},
         "embedding_dim": None,
     }
-    config = parse_config(PretrainConfig, {"model": model, "objectives": {"mlm": {}}, "data": {"regions": {}}})
-    return Task(config.model, config.objectives, VOCABULARY).eval()
-
-
-def table(theirs: nn.Module) -> dict:
-    """Our names -> their tensors."""
-    given = dict(theirs.named_parameters())
-    embeddings, layers = "lxmert.embeddings.", "lxmert.encoder.layer."
-    bert = "model.text.bert."
-    found = {f"{bert}embeddings.{n.removeprefix(embeddings)}": v for n, v in given.items() if n.startswith(embeddings)}
-    found |= {f"{bert}encoder.layer.{n.removeprefix(layers)}": v for n, v in given.items() if n.startswith(layers)}
-    seen, image = "lxmert.encoder.visn_fc.", "model.vision."
-    names = {f"{image}feature": f"{seen}visn_fc", f"{image}part_norms.0": f"{seen}visn_layer_norm"}
-    names |= {f"{image}place": f"{seen}box_fc", f"{image}part_norms.1": f"{seen}box_layer_norm"}
-    names |= {"model.fusion.pooler.text": "lxmert.pooler.dense"}
-    for n in range(2):
-        names |= bert_layer(f"model.fusion.blocks.{n}", f"lxmert.encoder.r_layers.{n}")
-        ours, cross = f"model.fusion.blocks.{n + 2}.", f"lxmert.encoder.x_layers.{n}."
-        names |= {
-            f"{ours}text.cross_attention.{part}": f"{cross}visual_attention.att.{part}"
-            for part in ("query", "key", "value")
-        }
-        names |= {f"{ours}text.cross_attention.out": f"{cross}visual_attention.output.dense"}
-        names |= {f"{ours}text.norms.0": f"{cross}visual_attention.output.LayerNorm"}
-        for side, theirs_side in (("text", "lang"), ("image", "visn")):
-            names |= bert_attention(
-                f"{ours}{side}.self_attention", f"{cross}{theirs_side}_self_att", f"{ours}{side}.norms.1"
-            )
-            names |= {f"{ours}{side}.feed_forward.0": f"{cross}{theirs_side}_inter.dense"}
-            names |= {f"{ours}{side}.feed_forward.3": f"{cross}{theirs_side}_output.dense"}
-            names |= {f"{ours}{side}.norms.2": f"{cross}{theirs_side}_output.LayerNorm"}
-    return found | both(names, given) | word_head("objectives.mlm", "cls.predictions", given)
+    return parse_config(PretrainConfig, {"model": model, "objectives": {"mlm": {}}, "data": {"regions": {}}})
 
 
 def test_both_streams_words_and_gradients():
-    theirs, ours = lxmert(), task()
-    sources = copy(ours, table(theirs))
+    theirs, settings = lxmert(), config()
+    ours = Task(settings.model, settings.objectives, VOCABULARY).eval()
+    sources = copy(ours, lxmert_table(settings.model), theirs)
     generator = torch.Generator().manual_seed(1)
     ids_BL = torch.randint(5, VOCABULARY, (3, 9), generator=generator)
     mask_BL = torch.arange(9) < torch.tensor([[9], [4], [7]])

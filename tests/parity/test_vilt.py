@@ -8,10 +8,11 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForMasked
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
 from pretrain.data.masking import IGNORE
+from pretrain.models.convert.vilt import VILT
 from pretrain.objectives.views import Views
 from pretrain.settings import parse_config
 from pretrain.task import Task
-from tests.parity.weights import batch_of, both, copy, distance, shake, word_head, worst_gradient
+from tests.parity.weights import batch_of, copy, distance, shake, worst_gradient
 
 VOCABULARY = 40
 OPTIONS = {"hidden_size": 32, "max_position_embeddings": 12, "num_hidden_layers": 0, "layer_norm_eps": 1e-12}
@@ -47,25 +48,6 @@ def ours() -> Task:
     return Task(config.model, config.objectives, VOCABULARY).eval()
 
 
-def table(theirs: nn.Module) -> tuple[dict, dict]:
-    """Our names -> their tensors; and those that are sums of theirs."""
-    given = dict(theirs.named_parameters())
-    words, image = "vilt.embeddings.text_embeddings.", "model.vision."
-    found = {f"model.text.bert.embeddings.{n.removeprefix(words)}": v for n, v in given.items() if n.startswith(words)}
-    pairs = {"self_attention.out": "attention.output.dense", "feed_forward.0": "intermediate.dense"}
-    pairs |= {"feed_forward.3": "output.dense", "norms.0": "layernorm_before", "norms.1": "layernorm_after"}
-    pairs |= {f"self_attention.{part}": f"attention.attention.{part}" for part in ("query", "key", "value")}
-    names = {f"model.fusion.blocks.{n}.{a}": f"vilt.encoder.layer.{n}.{b}" for a, b in pairs.items() for n in range(2)}
-    names |= {"model.fusion.final_norm": "vilt.layernorm", "model.fusion.pooler.text": "vilt.pooler.dense"}
-    names |= {f"{image}projection": "vilt.embeddings.patch_embeddings.projection"}
-    found |= both(names, given) | {"model.fusion.types.weight": given["vilt.embeddings.token_type_embeddings.weight"]}
-    position = given["vilt.embeddings.position_embeddings"].detach()
-    return found, {
-        f"{image}class_token": given["vilt.embeddings.cls_token"].detach() + position[:, :1],
-        f"{image}positions": position[:, 1:].transpose(1, 2),
-    }
-
-
 @pytest.fixture
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
@@ -95,9 +77,7 @@ def as_theirs(batch: Batch) -> dict[str, torch.Tensor]:
 
 def test_masked_words_values_and_gradients(ours, batch):
     theirs = shake(ViltForMaskedLM(vilt_config()))
-    found, by_hand = table(theirs)
-    found |= word_head("objectives.mlm", "mlm_score", dict(theirs.named_parameters()))
-    sources = copy(ours, found, by_hand)
+    sources = copy(ours, VILT, theirs)
     expected = theirs(**as_theirs(batch))
     labels_BL = batch.masked_labels_BL
     expected_loss = nn.functional.cross_entropy(expected.logits.flatten(0, 1), labels_BL.flatten())
@@ -118,8 +98,7 @@ def test_masked_words_values_and_gradients(ours, batch):
 def test_retrieval_scores(ours, batch):
     theirs = shake(ViltForImageAndTextRetrieval(vilt_config()))
     heads = {name: parameter for name, parameter in ours.named_parameters() if name.startswith("objectives.")}
-    found, by_hand = table(theirs)
-    copy(ours, found, by_hand | heads)
+    copy(ours, VILT, theirs, heads)
     expected = theirs(**as_theirs(batch)).logits
     pooled = Views(ours.model, batch, ()).fused_masked_text.pooled_BD
     # Measured: 4e-8.

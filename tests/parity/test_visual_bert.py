@@ -6,10 +6,11 @@ from transformers import VisualBertConfig, VisualBertForPreTraining
 
 from pretrain.config import PretrainConfig
 from pretrain.data.masking import IGNORE
+from pretrain.models.convert.visual_bert import VISUAL_BERT
 from pretrain.objectives.views import Views
 from pretrain.settings import parse_config
 from pretrain.task import Task
-from tests.parity.weights import batch_of, bert_layer, both, copy, distance, shake, word_head, worst_gradient
+from tests.parity.weights import batch_of, copy, distance, shake, worst_gradient
 
 VOCABULARY, EPS = 40, 1e-12
 
@@ -36,25 +37,9 @@ def task() -> Task:
     return Task(config.model, config.objectives, VOCABULARY).eval()
 
 
-def table(theirs: nn.Module) -> tuple[dict, dict]:
-    """Our names -> their tensors; and those that they share between modalities or that are sums of theirs."""
-    given = dict(theirs.named_parameters())
-    inside, words, image = "visual_bert.embeddings.", "model.text.bert.embeddings.", "model.vision."
-    kinds = ("word", "position", "token_type")
-    found = {f"{words}{kind}_embeddings.weight": given[f"{inside}{kind}_embeddings.weight"] for kind in kinds}
-    names = {f"{image}feature": f"{inside}visual_projection", "model.fusion.pooler.text": "visual_bert.pooler.dense"}
-    for n in range(2):
-        names |= bert_layer(f"model.fusion.blocks.{n}", f"visual_bert.encoder.layer.{n}")
-    found |= both(names, given) | word_head("objectives.mlm", "cls.predictions", given)
-    norm = both({f"{words}LayerNorm": f"{inside}LayerNorm", f"{image}norm": f"{inside}LayerNorm"}, given)
-    types = [given[f"{inside}visual_{name}_embeddings.weight"] for name in ("token_type", "position")]
-    return found, norm | {f"{image}type_vector": types[0][1] + types[1][0]}
-
-
 def test_both_heads_loss_and_gradients():
     theirs, ours = visual_bert(), task()
-    found, by_hand = table(theirs)
-    sources = copy(ours, found, by_hand)
+    sources = copy(ours, VISUAL_BERT, theirs)
     generator = torch.Generator().manual_seed(1)
     ids_BL = torch.randint(5, VOCABULARY, (3, 9), generator=generator)
     mask_BL = torch.arange(9) < torch.tensor([[9], [4], [7]])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pretrain.batch import Batch, Draw
 from pretrain.data.masking import IGNORE
+from pretrain.models.convert.rules import OPERATIONS, Table
 
 KEY_BIASES = ("key.bias", "k_proj.bias", "qkv.bias")
 
@@ -21,24 +22,29 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def copy(
-    ours: nn.Module, theirs: Mapping[str, Tensor | list[Tensor]], by_hand: Mapping[str, Tensor] | None = None
+    ours: nn.Module, table: Table, theirs: nn.Module, by_hand: Mapping[str, Tensor] | None = None
 ) -> dict[str, list[Tensor]]:
-    """Sets every parameter of `ours` to theirs, by name; several of theirs are stacked along the first dimension.
+    """Sets every parameter of `ours` to what `table` makes of theirs.
 
     Args:
-        by_hand: Values of parameters whose gradients have no single counterpart.
+        by_hand: Values of parameters that theirs does not have.
 
     Returns:
-        By our name what it was copied from: gradients are compared through it.
+        By our name what it was copied from, or stacked from: gradients are compared through it.
     """
-    named, by_hand = dict(ours.named_parameters()), by_hand or {}
-    expected = theirs.keys() | by_hand.keys()
-    assert named.keys() == expected, sorted(named.keys() ^ expected)
-    sources = {name: value if isinstance(value, list) else [value] for name, value in theirs.items()}
+    named, given = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    values, sources = dict(by_hand or {}), {}
+    values |= {name: torch.zeros_like(named[name]) for name in table.zeros}
+    for step in table.steps(given):
+        parts, mine = [given[name] for name in step.theirs], [name for name in step.ours if name in named]
+        made = OPERATIONS[step.how]([part.detach() for part in parts], len(step.ours))
+        values |= {name: value for name, value in zip(step.ours, made, strict=True) if name in mine}
+        if step.how in ("copy", "stack") or (step.how == "share" and len(mine) == 1):
+            sources |= dict.fromkeys(mine, parts)
+    assert named.keys() == values.keys(), sorted(named.keys() ^ values.keys())
     with torch.no_grad():
         for name, parameter in named.items():
-            parts = [by_hand[name]] if name in by_hand else sources[name]
-            parameter.copy_((torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(parameter.shape))
+            parameter.copy_(values[name].reshape(parameter.shape))
     return sources
 
 
@@ -66,35 +72,6 @@ def worst_gradient(ours: nn.Module, sources: Mapping[str, list[Tensor]]) -> floa
         if keep.any():
             worst = max(worst, distance(parameter.grad[keep], expected[keep]))
     return worst
-
-
-def both(names: Mapping[str, str], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`names` maps modules of ours to theirs; weights and biases of all of them."""
-    return {f"{a}.{kind}": given[f"{b}.{kind}"] for a, b in names.items() for kind in ("weight", "bias")}
-
-
-def bert_attention(ours: str, theirs: str, norm: str) -> dict[str, str]:
-    """Attention with its norm, and where BERT-like code keeps them."""
-    parts = {part: f"{theirs}.self.{part}" for part in ("query", "key", "value")} | {"out": f"{theirs}.output.dense"}
-    return {f"{ours}.{a}": b for a, b in parts.items()} | {norm: f"{theirs}.output.LayerNorm"}
-
-
-def bert_layer(ours: str, theirs: str) -> dict[str, str]:
-    """A post-norm block of ours and where BERT-like code keeps the same modules."""
-    feed = {
-        f"{ours}.feed_forward.0": f"{theirs}.intermediate.dense",
-        f"{ours}.feed_forward.3": f"{theirs}.output.dense",
-    }
-    norm = {f"{ours}.norms.1": f"{theirs}.output.LayerNorm"}
-    attention = bert_attention(f"{ours}.self_attention", f"{theirs}.attention", f"{ours}.norms.0")
-    return attention | feed | norm
-
-
-def word_head(ours: str, theirs: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """BERT's head that predicts words."""
-    names = {f"{ours}.transform.0": f"{theirs}.transform.dense", f"{ours}.transform.2": f"{theirs}.transform.LayerNorm"}
-    bias = f"{theirs}.bias" if f"{theirs}.bias" in given else f"{theirs}.decoder.bias"
-    return both(names, given) | {f"{ours}.bias": given[bias]}
 
 
 def batch_of(pixels_BHWC: Tensor | None, ids_BL: Tensor, mask_BL: Tensor, **fields: Tensor) -> Batch:

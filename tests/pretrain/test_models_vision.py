@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.models.config import BlocksConfig, PatchConfig, RegionConfig, VisionConfig
+from pretrain.models.config import BlocksConfig, FusionConfig, ModelConfig, PatchConfig, RegionConfig, VisionConfig
 from pretrain.models.interface import ImageInput
 from pretrain.models.patches import PatchEmbedder
 from pretrain.models.regions import RegionEmbedder, encode_boxes
 from pretrain.models.tokens import random_subset
 from pretrain.models.tower import ImageTower, visual_embedder
+from pretrain.objectives.config import ITCConfig, ObjectivesConfig
+from pretrain.task import outline
 from shards.errors import UserError
 from tests.pretrain.test_models import loud
 
@@ -229,3 +231,10 @@ def test_the_last_convolution_is_left_out_where_there_is_one():
     assert tokens.shape[2] == pooled.shape[1] == encoder.width == 320
     with pytest.raises(UserError, match=r"`model\.vision\.last_conv` \(=false\) is for EfficientNets, not resnet10t"):
         visual_embedder(VisionConfig(**RESNET, last_conv=False), 64)
+
+
+def test_a_grid_of_one_cell_can_be_outlined():
+    """In training BatchNorm refuses one value per channel: a check before the run must not be a batch of one."""
+    config = ModelConfig(image_size=32, vision=VisionConfig(**RESNET), fusion=FusionConfig(trunk="none"))
+    task = outline(config, ObjectivesConfig(itc=ITCConfig()), 50)
+    assert task.training

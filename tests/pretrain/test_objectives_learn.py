@@ -19,7 +19,7 @@ from shards.stream import ShardStream
 from shards.tokenizer import write_tokenizer
 from shards.write import build_shards
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 BATCH, LR = 24, 3e-3
 FEW, MANY = 4, 24  # scenes: few to match by heart, as many as a batch to tell apart
 TEXT = {

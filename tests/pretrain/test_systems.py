@@ -90,6 +90,7 @@ def labels(corpus, tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_objective_of_a_small_system_learns(file, corpus, labels):
     """On one batch of scenes, which a model that is wired as it should be learns by heart."""

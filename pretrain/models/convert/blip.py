@@ -1,0 +1,75 @@
+"""BLIP (arXiv:2201.12086) as `transformers.BlipForImageTextRetrieval` keeps it."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pretrain.models.convert.bert import TIED, WORDS, attention, embedding_options, layer, trunk_options
+from pretrain.models.convert.rules import Rule, Table, modules
+from shards.errors import UserError
+
+_IMAGE, _INSIDE = "model.vision.backbone.", "vision_model.embeddings."
+_LAYER, _BLOCK = "vision_model.encoder.layers.{n}.", "model.vision.backbone.blocks.{n}."
+_CROSS, _OURS = "text_encoder.encoder.layer.{n}", "model.fusion.blocks.{n}"
+_NAMES = {
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn.qkv": "attn.qkv",
+    "self_attn.projection": "attn.proj",
+}
+
+BLIP = Table(
+    (
+        Rule((f"{_INSIDE}class_embedding",), (f"{_IMAGE}cls_token",)),
+        Rule((f"{_INSIDE}position_embedding",), (f"{_IMAGE}pos_embed",)),
+        *modules(_INSIDE, _IMAGE, {"patch_embedding": "patch_embed.proj"}),
+        *modules("vision_model.", _IMAGE, {"post_layernorm": "norm"}),
+        *modules(_LAYER, _BLOCK, _NAMES | {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}),
+        Rule(("text_encoder.embeddings.{rest}",), (f"{WORDS}{{rest}}",)),
+        *layer(_CROSS, _OURS, last_norm=2),
+        *attention(f"{_CROSS}.crossattention", f"{_OURS}.cross_attention", f"{_OURS}.norms.1"),
+        *modules("", "model.", {"vision_proj": "image_projection", "text_proj": "text_projection"}),
+        *modules("", "objectives.itm.", {"itm_head": "head"}),
+    ),
+    ignored=TIED,
+    fresh=("objectives.itc.log_temperature",),
+    zeros=(f"{WORDS}token_type_embeddings.weight",),  # its texts have no segments
+)
+
+BACKBONES = {
+    1e-5: ("vit_base_patch16_clip_224", {"pre_norm": False}),
+    1e-6: ("vit_base_patch16_224", {}),
+}
+"""timm's vision transformers by the epsilon of their norms; their shape comes from the options."""
+
+
+def blip_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Our configuration for a config.json of BLIP.
+
+    Raises:
+        UserError: norms or an activation that our image tower does not have.
+    """
+    from transformers import BlipConfig
+
+    config = BlipConfig(**published)
+    text, vision = config.text_config, config.vision_config
+    if vision.layer_norm_eps not in BACKBONES or vision.hidden_act != "gelu":
+        raise UserError(
+            f"`from` has `vision_config.layer_norm_eps` (={vision.layer_norm_eps}) and `hidden_act` "
+            f"(={vision.hidden_act}); known are {' and '.join(map(str, BACKBONES))} with gelu"
+        )
+    name, more = BACKBONES[vision.layer_norm_eps]
+    options = {
+        "patch_size": vision.patch_size,
+        "embed_dim": vision.hidden_size,
+        "depth": vision.num_hidden_layers,
+        "num_heads": vision.num_attention_heads,
+        "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+    }
+    model = {
+        "image_size": vision.image_size,
+        "vision": {"name": name, "options": options | more},
+        "text": {"options": embedding_options(text)},
+        "fusion": {"shared_text": True, **trunk_options(text)},
+        "embedding_dim": config.image_text_hidden_size,
+    }
+    return {"model": model, "objectives": {"itc": {}, "itm": {}}, "data": {"max_tokens": 35}}

@@ -1,0 +1,85 @@
+"""LXMERT (arXiv:1908.07490) as `transformers.LxmertForPreTraining` keeps it: two streams and the heads for words and
+matching. Its heads for objects and answers have no counterpart and must be allowed by name."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pretrain.models.config import ModelConfig
+from pretrain.models.convert.bert import QKV, TIED, attention, layer, word_head
+from pretrain.models.convert.rules import Rule, Table, modules
+from pretrain.models.text import SHAPE
+
+
+def lxmert_table(config: ModelConfig) -> Table:
+    """Image layers and bridges are numbered on in ours and each from 0 in theirs."""
+    steps = config.fusion.co_attention.steps(config.fusion.depth)
+    images = steps.count("image")
+    seen = {
+        "visn_fc": "feature",
+        "visn_layer_norm": "part_norms.0",
+        "box_fc": "place",
+        "box_layer_norm": "part_norms.1",
+    }
+    return Table(
+        (
+            Rule(("lxmert.embeddings.{rest}",), ("model.text.bert.embeddings.{rest}",)),
+            Rule(("lxmert.encoder.layer.{rest}",), ("model.text.bert.encoder.layer.{rest}",)),
+            *modules("lxmert.encoder.visn_fc.", "model.vision.", seen),
+            *modules("lxmert.", "model.fusion.", {"pooler.dense": "pooler.text"}),
+            *layer("lxmert.encoder.r_layers.{n}", "model.fusion.blocks.{n}"),
+            *(rule for number in range(steps.count("cross")) for rule in _bridge(number, images + number)),
+            *word_head("cls.predictions"),
+            *modules("cls.", "objectives.itm.", {"seq_relationship": "head"}),
+        ),
+        ignored=TIED,
+    )
+
+
+def _bridge(theirs: int, ours: int) -> tuple[Rule, ...]:
+    """Cross-attention with one set of weights for both sides, then each side's self-attention and feed-forward."""
+    block, cross = f"model.fusion.blocks.{ours}.", f"lxmert.encoder.x_layers.{theirs}."
+    looks = {f"att.{part}": f"cross_attention.{part}" for part in QKV}
+    looks |= {"output.dense": "cross_attention.out", "output.LayerNorm": "norms.0"}
+    rules: tuple[Rule, ...] = tuple(
+        Rule(
+            (f"{cross}visual_attention.{a}.{{kind}}",),
+            (f"{block}text.{b}.{{kind}}", f"{block}image.{b}.{{kind}}"),
+            "share",
+        )
+        for a, b in looks.items()
+    )
+    for side, name in (("text", "lang"), ("image", "visn")):
+        feed = {f"{name}_inter.dense": "feed_forward.0", f"{name}_output.dense": "feed_forward.3"}
+        rules += attention(f"{cross}{name}_self_att", f"{block}{side}.self_attention", f"{block}{side}.norms.1")
+        rules += modules(cross, f"{block}{side}.", feed | {f"{name}_output.LayerNorm": "norms.2"})
+    return rules
+
+
+def lxmert_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Our configuration for a config.json of LXMERT."""
+    from transformers import LxmertConfig
+
+    config = LxmertConfig(**published)
+    own = config.to_dict() | {"num_hidden_layers": config.l_layers, "layer_norm_eps": 1e-12}
+    shape = set(SHAPE) - {"pad_token_id", "bos_token_id", "eos_token_id"}
+    placement = [f"image*{config.r_layers}", f"cross*{config.x_layers}"]
+    region = {"features": config.visual_feat_dim, "width": config.hidden_size, "box": "box4", "combine": "mean"}
+    drop = config.hidden_dropout_prob
+    model = {
+        "vision": {"region": region | {"norm_parts": True, "norm": False, "dropout": drop}},
+        "text": {"options": {name: own[name] for name in SHAPE if name in own and name in shape}},
+        "fusion": {
+            "trunk": "co_attention",
+            "heads": config.num_attention_heads,
+            "hidden": config.intermediate_size,
+            "activation": config.hidden_act,
+            "dropout": drop,
+            "eps": 1e-12,
+            "pooler": "tanh",
+            "co_attention": {"placement": placement, "order": ["cross", "self", "feed"], "shared": True},
+        },
+        "embedding_dim": None,
+    }
+    heads = {"mlm": ("cls.predictions.", {}), "itm": ("cls.seq_relationship.", {"negatives": "swap"})}
+    found = {key: value for key, (head, value) in heads.items() if any(name.startswith(head) for name in names)}
+    return {"model": model, "objectives": found, "data": {"regions": {}, "max_tokens": 20}}

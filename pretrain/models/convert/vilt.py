@@ -1,0 +1,49 @@
+"""ViLT (arXiv:2102.03334) as `transformers` keeps it, with its head for words or for retrieval."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pretrain.models.convert.bert import QKV, TIED, WORDS, embedding_options, trunk_options, word_head
+from pretrain.models.convert.rules import Rule, Table, modules
+
+_BLOCK, _LAYER, _INSIDE = "model.fusion.blocks.{n}.", "vilt.encoder.layer.{n}.", "vilt.embeddings."
+
+VILT = Table(
+    (
+        Rule((f"{_INSIDE}text_embeddings.{{rest}}",), (f"{WORDS}{{rest}}",)),
+        Rule((f"{_INSIDE}token_type_embeddings.weight",), ("model.fusion.types.weight",)),
+        Rule(
+            (f"{_INSIDE}cls_token", f"{_INSIDE}position_embeddings"),
+            ("model.vision.class_token", "model.vision.positions"),
+            "positions",
+        ),
+        *modules(_INSIDE, "model.vision.", {"patch_embeddings.projection": "projection"}),
+        *modules(_LAYER, _BLOCK, {f"attention.attention.{part}": f"self_attention.{part}" for part in QKV}),
+        *modules(_LAYER, _BLOCK, {"attention.output.dense": "self_attention.out"}),
+        *modules(_LAYER, _BLOCK, {"intermediate.dense": "feed_forward.0", "output.dense": "feed_forward.3"}),
+        *modules(_LAYER, _BLOCK, {"layernorm_before": "norms.0", "layernorm_after": "norms.1"}),
+        *modules("vilt.", "model.fusion.", {"layernorm": "final_norm", "pooler.dense": "pooler.text"}),
+        *word_head("mlm_score"),
+        Rule(("rank_output.{kind}",), ("objectives.itm.head.{kind}",), "match"),
+    ),
+    ignored=(f"{_INSIDE}text_embeddings.position_ids", *TIED),
+)
+
+
+def vilt_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Our configuration for a config.json of ViLT, with the objectives whose heads are among the tensors."""
+    from transformers import ViltConfig
+
+    config = ViltConfig(**published)
+    model = {
+        "image_size": config.image_size,
+        "vision": {
+            "patch": {"size": config.patch_size, "width": config.hidden_size, "dropout": config.hidden_dropout_prob}
+        },
+        "text": {"options": embedding_options(config)},
+        "fusion": {"trunk": "joint", "norm": "pre", "types": True, "pooler": "tanh", **trunk_options(config)},
+        "embedding_dim": None,
+    }
+    heads = {"mlm": ("mlm_score.", {}), "itm": ("rank_output.", {"negatives": "swap"})}
+    found = {key: value for key, (head, value) in heads.items() if any(name.startswith(head) for name in names)}
+    return {"model": model, "objectives": found, "data": {"max_tokens": config.max_position_embeddings}}
