@@ -354,7 +354,7 @@ def _end_process_group() -> None:
 
 def _gloo_rests() -> bool:
     """Whether each thread that runs collectives sleeps; always true where the system does not tell."""
-    for thread in Path("/proc/self/task").glob("*"):
+    for thread in sorted(Path("/proc/self/task").glob("*")):  # a list: an iterator left half-way would warn
         with contextlib.suppress(OSError):  # it has just ended
             name, state = (thread / "stat").read_text().partition("(")[2].rsplit(") ", 1)
             if "gloo" in name and not state.startswith("S"):
