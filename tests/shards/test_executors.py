@@ -70,7 +70,7 @@ def test_a_killed_worker_stops_the_build_which_then_goes_on(tmp_path: Path) -> N
 
 
 STUCK_WORKERS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from shards.executors import Executor
 from shards.sources.scenes import ScenesSource
@@ -79,7 +79,7 @@ from shards.write import build_shards
 class Stuck(ScenesSource):
     def __getitem__(self, index):
         if index in (25, 35):
-            print("stuck", flush=True)
+            os.write(1, b"stuck\\n")  # in one piece, whatever Python's buffering is
             time.sleep(600)
         return super().__getitem__(index)
 
@@ -92,8 +92,10 @@ def test_workers_die_with_a_killed_parent_and_the_folder_is_free(tmp_path: Path)
     out = tmp_path / "out"
     with subprocess.Popen([sys.executable, "-c", STUCK_WORKERS, str(out)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == [b"stuck\n"] * 2
-        os.kill(process.pid, signal.SIGKILL)
+        try:
+            assert [process.stdout.readline() for _ in range(2)] == [b"stuck\n"] * 2
+        finally:
+            process.kill()
         assert process.stdout.read() == b""  # Ends only when every worker that inherited the pipe is gone.
     build_shards(ScenesSource(60, 0, "train"), out, samples_per_shard=10, existing="resume")
     build_shards(ScenesSource(60, 0, "train"), tmp_path / "whole", samples_per_shard=10)
