@@ -16,7 +16,7 @@ from finetune.measure import choose_device
 from finetune.search.encoder import Encoder, embeddings
 from pretrain.checkpoint import load_checkpoint
 from shards.console import Progress, progress
-from shards.errors import DamagedSample, UserError
+from shards.errors import DamagedSample
 from shards.reader import ShardSet
 from shards.sample import Sample
 from shards.storage import write_atomically
@@ -86,14 +86,6 @@ def write_scores(shards: ShardSet, scored: Scored, out: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_atomically(out, sink.getvalue().to_pybytes())
-
-
-def check_out(out: Path, overwrite: bool) -> None:
-    """Refuses before the hours of encoding what would be refused after them."""
-    if out.exists() and not overwrite:
-        raise UserError(f"`out` (={out}) exists: give --overwrite to replace it")
-    if not out.parent.is_dir():
-        raise UserError(f"`out` (={out}) must lie in a folder that exists")
 
 
 class _Part(NamedTuple):

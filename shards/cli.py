@@ -22,6 +22,7 @@ from shards.cli_foreign import add_foreign_commands
 from shards.cli_sources import build
 from shards.console import progress, run
 from shards.errors import UserError
+from shards.storage import check_new_file
 
 if TYPE_CHECKING:
     from shards.reader import ShardSet
@@ -96,7 +97,7 @@ def inspect_command(
     """
     from shards.inspect import write_page
 
-    _check_file(html, overwrite)
+    check_new_file(html, overwrite)
     shown = write_page(folder, html, samples)
     print_result(as_json, lambda: {"html": str(html), "samples": shown}, [f"{html}: {shown} samples"])
 
@@ -154,20 +155,13 @@ def _select(
     from shards.scan import scan
     from shards.selection import write_selection
 
-    _check_file(out, overwrite)
+    check_new_file(out, overwrite)
     asked, where = parse_filters(preset, filters), Executor(executor, workers)  # type: ignore[arg-type]
     with progress(f"filter {shards.name}", len(shards)) as bar:
         found = scan(source, asked, where, progress=bar)
     write_selection(shards, found.kept, out)
     lines = [*found.report.lines(), f"{out}: {found.report.kept} samples of {shards.address}"]
     print_result(as_json, lambda: {"out": str(out), "filtered": found.report.model_dump()}, lines)
-
-
-def _check_file(out: Path, overwrite: bool) -> None:
-    if out.exists() and not overwrite:
-        raise UserError(f"`out` (={out}) exists: give --overwrite to replace it")
-    if not out.parent.is_dir():
-        raise UserError(f"`out` (={out}) must lie in a folder that exists")
 
 
 @app.command("tokenizer")
@@ -187,7 +181,7 @@ def tokenizer_command(
     """
     from shards.tokenizer import write_tokenizer
 
-    _check_file(out, overwrite)
+    check_new_file(out, overwrite)
     tokens = write_tokenizer(folder, out, vocab_size, kind)  # type: ignore[arg-type]  # Checked there.
     print_result(as_json, lambda: {"out": str(out), "tokens": tokens}, [f"{out}: {tokens} tokens"])
 

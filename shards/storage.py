@@ -46,6 +46,18 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def check_new_file(out: Path, overwrite: bool) -> None:
+    """Refuses before the work what would be refused after it.
+
+    Raises:
+        UserError: `out` exists and may not be replaced, or has no folder to lie in.
+    """
+    if out.exists() and not overwrite:
+        raise UserError(f"`out` (={out}) exists: give --overwrite to replace it")
+    if not out.parent.is_dir():
+        raise UserError(f"`out` (={out}) must lie in a folder that exists")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """`replace_atomically` for bytes at hand."""
     with replace_atomically(path) as file:

@@ -202,7 +202,13 @@ def _write_shard(source: Source, indices: range, tar: Path, plan: BuildPlan) -> 
     with replace_atomically(tar) as file:
         writer = TarWriter(file)
         for index in indices:
-            writer.add(_checked(source, index, keys))
+            sample = _checked(source, index, keys)
+            try:
+                writer.add(sample)
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"sample {index} (`{sample.key}`) must hold text, but half a surrogate pair is in it"
+                ) from None
         writer.close()
     digest = writer.sha256.hexdigest()
     content = index_bytes(writer.rows, _proof(plan, digest))

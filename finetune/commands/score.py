@@ -24,10 +24,11 @@ def score(
     Example: shards score shards/cc3m --ckpt runs/first --out cc3m-scores.parquet
     """
     with contextlib.redirect_stdout(sys.stderr):  # deepspeed logs to the stdout that it finds: --json must stay JSON
-        from finetune.similarity import check_out, score_shards, write_scores
+        from finetune.similarity import score_shards, write_scores
     from shards.reader import ShardSet
+    from shards.storage import check_new_file
 
-    check_out(out, overwrite)
+    check_new_file(out, overwrite)
     shards = ShardSet(folder)
     scored = score_shards(str(ckpt), shards, device)
     write_scores(shards, scored, out)

@@ -75,7 +75,7 @@ def export(
     files = {name: _sha256(folder / name) for name in (WEIGHTS, CONFIG, TOKENIZER)}
     _write_json(folder / STATE, {"step": checkpoint.step, "world": 1, "stream": {}, "files": files})
     _write_json(folder / AUTO, auto_config(checkpoint))
-    _write_json(folder / AUTO_TOKENIZER, tokenizer_config(checkpoint))
+    _write_json(folder / AUTO_TOKENIZER, checkpoint.tokenizer.for_transformers(checkpoint.config.data.max_tokens))
     _write_json(folder / PREPROCESSING, preprocessing(checkpoint))
     for one in measured:
         (folder / one.name).write_text(without_examples(one.results).model_dump_json(indent=1))
@@ -108,16 +108,6 @@ def auto_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "max_tokens": checkpoint.config.data.max_tokens,
         "projection_dim": checkpoint.config.model.embedding_dim,
         "vocab_size": len(checkpoint.tokenizer),
-    }
-
-
-def tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """For `AutoTokenizer`: it gives the ids that `pretrain.data.tokenizer` gives."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": checkpoint.config.data.max_tokens,
-        "pad_token": checkpoint.tokenizer.pad_token,
-        "clean_up_tokenization_spaces": False,
     }
 
 

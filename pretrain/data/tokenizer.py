@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,15 @@ class Tokenizer:
     def pad_token(self) -> str:
         """What fills short texts, as the vocabulary spells it."""
         return self._backend.id_to_token(self.pad_id) or ""
+
+    def for_transformers(self, max_tokens: int) -> dict[str, Any]:
+        """The tokenizer_config.json with which `AutoTokenizer` gives the ids that this gives."""
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_tokens,
+            "pad_token": self.pad_token,
+            "clean_up_tokenization_spaces": False,
+        }
 
     def encode(self, text: str, max_tokens: int, second: str | None = None) -> Text:
         """L <= `max_tokens` tokens, the first and last included; of two segments the longer is cut first."""

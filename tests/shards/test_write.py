@@ -237,3 +237,17 @@ def test_full_disk_gives_one_sentence_and_no_partial_tar(small_disk: Path) -> No
         assert tar.stat().st_size > 0
         assert tar.read_bytes()[-1024:] == bytes(1024)
     assert not (small_disk / "manifest.json").exists()
+
+
+def test_half_a_surrogate_pair_is_one_sentence(tmp_path: Path) -> None:
+    """JSON can name one, and nothing can write it as text."""
+
+    class Broken(ScenesSource):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return dataclasses.replace(sample, captions=("half \ud83d of a smile",)) if index == 3 else sample
+
+    sentence = r"^sample 3 \(`train-00000003`\) must hold text, but half a surrogate pair is in it$"
+    with pytest.raises(UserError, match=sentence):
+        build_shards(Broken(5, 0, "train"), tmp_path / "out", samples_per_shard=5)
+    assert not list((tmp_path / "out").glob("*.tar"))

@@ -53,7 +53,9 @@ def export_transformers(checkpoint: Checkpoint, out: Path, allow: Collection[str
     with replace_folder_atomically(out, overwrite, mark=MARK) as folder:
         theirs.save_pretrained(folder)
         checkpoint.tokenizer.save(folder)
-        _write_json(folder / "tokenizer_config.json", _tokenizer(checkpoint))
+        _write_json(
+            folder / "tokenizer_config.json", checkpoint.tokenizer.for_transformers(checkpoint.config.data.max_tokens)
+        )
         _write_json(folder / MARK, _preprocessor(checkpoint.config.model, checkpoint.task.model.vision))
     return apart
 
@@ -126,15 +128,6 @@ def difference(checkpoint: Checkpoint, theirs: CLIPModel) -> float:
 
 def _apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max())
-
-
-def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": checkpoint.config.data.max_tokens,
-        "pad_token": checkpoint.tokenizer.pad_token,
-        "clean_up_tokenization_spaces": False,
-    }
 
 
 def _preprocessor(model: ModelConfig, vision: Any) -> dict[str, Any]:
