@@ -21,12 +21,14 @@ from pretrain.objectives.mlm import MLM, Seq2Seq
 from pretrain.objectives.mrm import MRA, MRC, MRF
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.pollution import Pollution
+from pretrain.objectives.triplet import Triplet
 from pretrain.objectives.views import Teacher, Views
 from pretrain.objectives.wra import WRA
 from pretrain.policy import draw_entry
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "itc": ITC,
+    "triplet": Triplet,
     "itm": ITM,
     "mlm": MLM,
     "seq2seq": Seq2Seq,
