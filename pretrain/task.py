@@ -76,6 +76,16 @@ class Task(nn.Module):
         with torch.autocast(batch.token_ids_BL.device.type, self.autocast, enabled=self.autocast is not None):
             return self._losses(batch)
 
+    @property
+    def matcher(self) -> ITM | Pollution | None:
+        """The objective whose head judges whether a text is an image's own: matching, or captions told from polluted
+        ones."""
+        for name in ("itm", "pollution"):
+            head = self.objectives.get(name)
+            if isinstance(head, ITM) or (isinstance(head, Pollution) and head.config.kind == "caption"):
+                return head
+        return None
+
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         active = self._named(self._active)
         views = Views(self._sized(self.model, batch), batch, _reads(active), self._teacher(batch))
