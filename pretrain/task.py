@@ -80,8 +80,7 @@ class Task(nn.Module):
     def matcher(self) -> ITM | Pollution | None:
         """The objective whose head judges whether a text is an image's own: matching, or captions told from polluted
         ones."""
-        for name in ("itm", "pollution"):
-            head = self.objectives.get(name)
+        for head in self.objectives.values():
             if isinstance(head, ITM) or (isinstance(head, Pollution) and head.config.kind == "caption"):
                 return head
         return None

@@ -50,7 +50,7 @@ class RankingConfig(Section):
     Each pair meets `texts` wrong texts and `images` wrong images of the global batch, drawn evenly and without
     repetition, and `similar` texts of images that look alike (ViLBERT's hard captions). With `mined_from` as many are
     scored without gradient first, and the hardest of them kept (UNITER). `margin` is of `margin` and `circle`, `scale`
-    of `circle`.
+    of `circle`. `binary` is the weight of yes or no beside it (ViLT).
     """
 
     loss: Literal["softmax", "margin", "circle"] = "softmax"
@@ -60,6 +60,7 @@ class RankingConfig(Section):
     mined_from: int | None = Field(None, ge=1)
     margin: float = Field(0.2, ge=0, le=1)
     scale: float = Field(32.0, gt=0)
+    binary: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _meets_something(self) -> Self:

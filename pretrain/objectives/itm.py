@@ -43,13 +43,14 @@ class ITM(Objective):
 
     def __init__(self, config: ITMConfig, shape: ModelShape) -> None:
         super().__init__()
-        if config.ranking is None and config.negatives == "hard" and shape.embedding_dim is None:
+        self.config, ranking = config, config.ranking
+        self.judges = ranking is None or ranking.binary > 0
+        if self.judges and config.negatives == "hard" and shape.embedding_dim is None:
             raise UserError(
                 "`objectives.itm.negatives` (=hard) are drawn by similarity, so `model.embedding_dim` must not be null"
             )
-        self.config = config
-        several = config.ranking is not None
-        self.reads = ("fused_swapped",) if config.negatives == "swap" and not several else ("text", "image")
+        swaps = self.judges and config.negatives == "swap"
+        self.reads = (*(("fused_swapped",) if swaps else ()), *(("text", "image") if ranking or not swaps else ()))
         self.head = nn.Linear(shape.pooled_width, 2)
 
     def score(self, fused: Fused) -> Tensor:
@@ -62,8 +63,13 @@ class ITM(Objective):
         return self.head(fused.pooled_BD)[:, 1]
 
     def forward(self, views: Views) -> Tensor:
-        if self.config.ranking:
-            return ranking_loss(*score_alternatives(views, self.match_logit, self.config.ranking), self.config.ranking)
+        ranking = self.config.ranking
+        if ranking is None:
+            return self._yes_or_no(views)
+        loss = ranking_loss(*score_alternatives(views, self.match_logit, ranking), ranking)
+        return loss + ranking.binary * self._yes_or_no(views) if self.judges else loss
+
+    def _yes_or_no(self, views: Views) -> Tensor:
         if self.config.negatives == "swap":
             match_B = views.swap.match_B
             return matching_loss(self.head(views.fused_swapped.pooled_BD), match_B, torch.ones_like(match_B))
