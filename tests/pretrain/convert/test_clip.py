@@ -158,7 +158,7 @@ def test_the_commands(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["import", "--format", "transformer", "--from", names[0], "--out", f"{tmp_path}/other"])
     assert ended.value.code == 2
-    expected = "error: `format` (=transformer) must be one of transformers, open_clip, albef, uniter\n"
+    expected = "error: `format` (=transformer) must be one of transformers, open_clip, albef, uniter, oscar, vinvl, meter, vilt\n"
     assert expected in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(commands["checkpoint: "])
