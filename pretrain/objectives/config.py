@@ -106,7 +106,8 @@ class MLMConfig(ObjectiveConfig):
 
     `unit` is what is hidden together: single tokens, whole words (ViLT) or spans of words (SpanBERT).
     `second_probability` is the chance of tokens of the second segment (tags), null for `probability`. `image` `masked`
-    hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers.
+    hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers. `tied` false
+    predicts with a matrix other than the words' embedding (ViLT, METER).
     """
 
     probability: float = Field(0.15, gt=0, lt=1)
@@ -114,6 +115,7 @@ class MLMConfig(ObjectiveConfig):
     unit: Unit = "token"
     image: Literal["clean", "masked"] = "clean"
     targets: Literal["hard", "distilled"] = "hard"
+    tied: bool = True
 
 
 class Seq2SeqConfig(ObjectiveConfig):
