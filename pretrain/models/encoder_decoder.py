@@ -1,7 +1,7 @@
 """The trunk `encoder_decoder`: an encoder reads the image and what is given of the text, a decoder writes the text.
 
-SimVLM (arXiv:2108.10904). Shapes: B pairs, L text tokens, N image tokens, T = L + N, P text tokens that are there, Q tokens
-that the encoder reads, D width.
+SimVLM (arXiv:2108.10904). Shapes: B pairs, L text tokens, N image tokens, T = L + N, P text tokens that are there, Q
+tokens that the encoder reads, D width.
 """
 
 from collections.abc import Sequence
