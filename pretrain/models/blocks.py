@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.models.packing import Packing, put, take
+from pretrain.models.packing import Narrow, Packing, put, take
 from shards.errors import UserError
 
 KeysAndValues = tuple[Tensor, Tensor]
@@ -111,6 +111,19 @@ class Block(nn.Module):
             return x_PD + self.drop(layer(norm(x_PD)))
         return norm(x_PD + self.drop(layer(x_PD)))
 
+    def _attend(
+        self, x_PD: Tensor, attention: Attention, packing: Packing, mask_B1TT: Tensor | None, narrow: Narrow | None
+    ) -> Tensor:
+        """The residual layer of self-attention, which comes first; float [Q, D] of the tokens that `narrow` keeps."""
+        norm = self.norms[0]
+        y_PD = norm(x_PD) if self.norm == "pre" else x_PD
+        keys_and_values = attention.keys_and_values(y_PD, packing)
+        if narrow is not None:
+            x_PD, y_PD = (take(value, narrow.keep_Q) for value in (x_PD, y_PD))
+        queries = packing if narrow is None else narrow.queries
+        x_PD = x_PD + self.drop(attention(y_PD, queries, keys_and_values, mask_B1TT))
+        return x_PD if self.norm == "pre" else norm(x_PD)
+
 
 class SelfBlock(Block):
     """Self-attention and feed-forward.
@@ -127,16 +140,20 @@ class SelfBlock(Block):
         self._add_norms(width, shape, 3 if multiway else 2)
 
     def forward(
-        self, x_PD: Tensor, packing: Packing, mask_B1TT: Tensor | None, sides: tuple[Tensor, Tensor] | None = None
+        self,
+        x_PD: Tensor,
+        packing: Packing,
+        mask_B1TT: Tensor | None,
+        sides: tuple[Tensor, Tensor] | None = None,
+        narrow: Narrow | None = None,
     ) -> Tensor:
-        """float [P, D]; `sides`, int64 places of the text tokens and of the image tokens among the P, which multiway
-        blocks alone ask."""
+        """float [P, D], or [Q, D] of the tokens that `narrow` keeps (`mask_B1TT` is then the same for all queries).
 
-        def attend(x_PD: Tensor) -> Tensor:
-            keys_and_values = self.self_attention.keys_and_values(x_PD, packing)
-            return self.self_attention(x_PD, packing, keys_and_values, mask_B1TT)
-
-        x_PD = self._residual(0, x_PD, attend)
+        Args:
+            sides: int64 places of the text tokens and of the image tokens among the P, which multiway blocks alone
+                ask, whose tokens all stay.
+        """
+        x_PD = self._attend(x_PD, self.self_attention, packing, mask_B1TT, narrow)
         if self.image_feed_forward is None:
             return self._residual(1, x_PD, self.feed_forward)
         assert sides is not None, "a multiway block must know which tokens are text"
@@ -163,17 +180,14 @@ class CrossBlock(Block):
         mask_B1LL: Tensor | None,
         other: KeysAndValues | None = None,
         mask_B1LS: Tensor | None = None,
+        narrow: Narrow | None = None,
     ) -> Tensor:
         """`other` is `cross_attention.keys_and_values` of the other modality, `mask_B1LS` what is there of it (None
-        where all is); without `other` the block leaves the cross-attention out."""
-
-        def attend(x_PD: Tensor) -> Tensor:
-            keys_and_values = self.self_attention.keys_and_values(x_PD, packing)
-            return self.self_attention(x_PD, packing, keys_and_values, mask_B1LL)
-
-        x_PD = self._residual(0, x_PD, attend)
+        where all is); without `other` the block leaves the cross-attention out. `narrow` as in `SelfBlock`."""
+        x_PD = self._attend(x_PD, self.self_attention, packing, mask_B1LL, narrow)
+        queries = packing if narrow is None else narrow.queries
         if other is not None:
-            x_PD = self._residual(1, x_PD, lambda x_PD: self.cross_attention(x_PD, packing, other, mask_B1LS))
+            x_PD = self._residual(1, x_PD, lambda x_PD: self.cross_attention(x_PD, queries, other, mask_B1LS))
         return self._residual(2, x_PD, self.feed_forward)
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from pretrain.models.blocks import CrossBlock, run
 from pretrain.models.config import FusionConfig
 from pretrain.models.interface import Attention, Encoded, Fused, Memory
-from pretrain.models.masks import text_mask, unless_all
-from pretrain.models.packing import Packing
+from pretrain.models.masks import keep_first, text_mask, unless_all
+from pretrain.models.packing import Narrow, Packing
 from pretrain.models.pooler import PairPooler
 
 
@@ -51,7 +51,11 @@ class TextQueriesImage(nn.Module):
         packing = Packing.of(text.mask_BT)
         mask_B1LL, mask_B11N = text_mask(packing, attention == "causal"), unless_all(memory.mask_BN)
         x_PD = packing.pack(text.tokens_BTD)
+        narrow = None
+        if text.read_BT is not None and attention == "bidirectional":
+            narrow = Narrow.of(packing, keep_first(text.read_BT))
         for block, keys_and_values in zip(self.blocks, memory.layers, strict=True):
-            x_PD = run(block, self.recompute, x_PD, packing, mask_B1LL, keys_and_values, mask_B11N)
-        text_BLD = packing.pad(self.final_norm(x_PD))
+            last = narrow if block is self.blocks[-1] else None
+            x_PD = run(block, self.recompute, x_PD, packing, mask_B1LL, keys_and_values, mask_B11N, last)
+        text_BLD = (packing if narrow is None else narrow.kept).pad(self.final_norm(x_PD))
         return Fused(text_BLD, None, self.pooler(text_BLD, None))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pretrain.models.blocks import SelfBlock, initialize, run
 from pretrain.models.config import FusionConfig
 from pretrain.models.interface import Attention, Encoded, Fused, Memory
-from pretrain.models.masks import joint_mask
-from pretrain.models.packing import Packing
+from pretrain.models.masks import joint_mask, keep_first
+from pretrain.models.packing import Narrow, Packing
 from pretrain.models.pooler import PairPooler
 from shards.errors import UserError
 
@@ -47,9 +47,14 @@ class Joint(nn.Module):
         if attention != "bidirectional":
             mask_B1TT = joint_mask(text.mask_BT, memory.mask_BN, attention, text.prefix_BT)
         sides = _sides(packing, texts) if self.multiway else None
+        narrow = None
+        if text.read_BT is not None and attention == "bidirectional" and not self.multiway:
+            image_BN = keep_first(torch.zeros_like(memory.mask_BN))  # some poolers read its first token
+            narrow = Narrow.of(packing, torch.cat([keep_first(text.read_BT), image_BN], 1))
         for block in self.blocks:
-            x_PD = run(block, self.recompute, x_PD, packing, mask_B1TT, sides)
-        x_BTD = packing.pad(self.final_norm(x_PD))
+            last = narrow if block is self.blocks[-1] else None
+            x_PD = run(block, self.recompute, x_PD, packing, mask_B1TT, sides, last)
+        x_BTD = (packing if narrow is None else narrow.kept).pad(self.final_norm(x_PD))
         text_BLD, image_BND = x_BTD[:, :texts], x_BTD[:, texts:]
         return Fused(text_BLD, image_BND, self.pooler(text_BLD, image_BND))
 

@@ -15,6 +15,12 @@ def unless_all(mask_BS: Tensor) -> Tensor | None:
     return None if mask_BS.all() else mask_BS[:, None, None]  # host sync here
 
 
+def keep_first(mask_BT: Tensor) -> Tensor:
+    """With the first place of each item too."""
+    first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
+    return mask_BT | first_T
+
+
 def text_mask(packing: Packing, causal: bool) -> Tensor | None:
     """bool [B, 1, 1 or L, L], True where a text token may look at another; None where all may look at all."""
     if not causal:

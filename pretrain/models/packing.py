@@ -62,6 +62,30 @@ class Packing:
         return values_BT.flatten() if self.place_P is None else values_BT.flatten()[self.place_P]
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """Some of the tokens of a packing, for a layer whose other outputs nobody reads.
+
+    Attributes:
+        keep_Q: int64 [Q], which of the P packed tokens stay, in ascending order.
+        queries: Where they stand when each item's are moved together, for the attention.
+        kept: Where they stand among all places, for what comes out in the end.
+    """
+
+    keep_Q: Tensor
+    queries: Packing
+    kept: Packing
+
+    @staticmethod
+    def of(packing: Packing, keep_BT: Tensor) -> "Narrow":
+        """Those of the packing that are True in `keep_BT`, bool [B, T]."""
+        keep_BT = keep_BT & packing.mask_BT
+        most = int(keep_BT.sum(1).max())  # host sync here
+        moved_BM = torch.arange(most, device=keep_BT.device) < keep_BT.sum(1, keepdim=True)
+        keep_Q = packing.choose(keep_BT).nonzero()[:, 0]
+        return Narrow(keep_Q, Packing.of(moved_BM), Packing.of(keep_BT))
+
+
 def at(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """`x_BTD[mask_BT]`, float [P, D], with a backward that copies rows where indexing would add them one by one."""
     return Packing.of(mask_BT).pack(x_BTD)

@@ -13,11 +13,13 @@ from pretrain.models.interface import ModelShape
 from pretrain.models.packing import at
 from pretrain.objectives.config import MLMConfig, Seq2SeqConfig
 from pretrain.objectives.language import LanguageHead, distilled_word_loss, word_loss
-from pretrain.objectives.views import Views
+from pretrain.objectives.views import Look, Views
 
 
 class MLM(LanguageHead):
     """Hidden words from both sides of the text and from the image."""
+
+    look = Look.HIDDEN_WORDS
 
     def __init__(self, config: MLMConfig, shape: ModelShape) -> None:
         super().__init__(shape)
