@@ -8,18 +8,20 @@ chosen among several (`pretrain.objectives.alternatives`). Texts that are pollut
 Shapes: B pairs on this rank, G pairs of all ranks, R judged rows, C classes.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.batch import Draw
-from pretrain.distributed import gather, global_mean
+from pretrain.distributed import gather, global_mean, world
 from pretrain.models.interface import Encoded, Fused, Memory, ModelShape
 from pretrain.objectives.alternatives import ranking_loss, score_alternatives
 from pretrain.objectives.config import ITMConfig
 from pretrain.objectives.negatives import draw_negatives, gather_encoded
 from pretrain.objectives.objective import Objective
-from pretrain.objectives.views import Views
+from pretrain.objectives.views import Look, Views
 from pretrain.precision import full, in_full_precision
 from shards.errors import UserError
 
@@ -40,6 +42,8 @@ def matching_loss(logits_RC: Tensor, class_R: Tensor, valid_R: Tensor) -> Tensor
 
 class ITM(Objective):
     """Owns the two-way head on the vector that stands for the pair."""
+
+    look = Look.PAIR
 
     def __init__(self, config: ITMConfig, shape: ModelShape) -> None:
         super().__init__()
@@ -81,10 +85,13 @@ class ITM(Objective):
         texts, images = (gather_encoded(text), gather_encoded(image)) if every else (text, image)
         allowed_BG = group_B[:, None] != (gather(group_B) if every else group_B)
         wrong_text = texts.rows(self._draw(image, texts, allowed_BG, draws_BK[:, Draw.WRONG_TEXT]))
-        wrong_image = images.rows(self._draw(text, images, allowed_BG, draws_BK[:, Draw.WRONG_IMAGE]))
+        wrong_image_B = self._draw(text, images, allowed_BG, draws_BK[:, Draw.WRONG_IMAGE])
         right = views.memory
-        memory = Memory.concatenate([right, right, views.model.remember(wrong_image)])
-        fused = views.model.fuse(Encoded.concatenate([text, wrong_text, text]), memory)
+        own = not every or world() == 1  # images of this rank are remembered already
+        wrong = right.rows(wrong_image_B) if own else views.model.remember(images.rows(wrong_image_B))
+        judged = Encoded.concatenate([text, wrong_text, text])
+        judged = replace(judged, read_BT=torch.zeros_like(judged.mask_BT))
+        fused = views.model.fuse(judged, Memory.concatenate([right, right, wrong]))
         match_R = torch.arange(3 * len(group_B), device=group_B.device) < len(group_B)
         return matching_loss(self.head(fused.pooled_BD), match_R, match_R | allowed_BG.any(1).repeat(3))
 

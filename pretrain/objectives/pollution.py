@@ -9,13 +9,14 @@ from pretrain.models.interface import Fused, ModelShape
 from pretrain.objectives.config import PollutionConfig
 from pretrain.objectives.itm import matching_loss
 from pretrain.objectives.objective import Objective
-from pretrain.objectives.views import Views
+from pretrain.objectives.views import Look, Views
 
 
 class Pollution(Objective):
     """Owns a head on the vector that stands for the pair: class 0 is clean."""
 
     reads = ("fused_clean",)
+    look = Look.PAIR
 
     def __init__(self, config: PollutionConfig, shape: ModelShape) -> None:
         super().__init__()
