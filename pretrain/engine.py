@@ -10,7 +10,6 @@ import math
 import os
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,19 @@ from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.ema import Ema
+from pretrain.host import on_host
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.precision import LossScale
 from pretrain.settings import merge
+from pretrain.stepped import SILENT, NonFinite, Spike, Stepped, Votes, over_ranks
 from pretrain.task import Task
-from shards.errors import Stopped, UserError
+from shards.errors import UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what it would find out itself, with a warning in every command
 import deepspeed  # reads the variable above when imported
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
@@ -40,31 +42,6 @@ TRAINER_TAG = "engine"
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 LAST_SECONDS = 10.0
 """Longest wait, at the end of a process, for threads that finish a collective."""
-
-
-class Sick(Stopped):
-    """A batch must not move the weights, and has not: all ranks stop alike, before the optimizer moves."""
-
-
-class NonFinite(Sick):
-    """A loss or the gradient became NaN or infinite."""
-
-
-class Spike(Sick):
-    """The loss is far above what it was."""
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """What a step tells, the same on every rank.
-
-    Attributes:
-        losses: Of the global batch.
-        stop: Any rank was asked to stop.
-    """
-
-    losses: dict[str, float]
-    stop: bool
 
 
 def world_from_environment() -> int:
@@ -114,13 +91,15 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
         )
+        self._engine.checkpoint_engine = _InMemory()
+        self._engine._copy_recovery_script = lambda place: None  # it would be written at once
         self.zero = config.engine.zero
         self._optimizer = optimizer
         self._scale = LossScale() if config.engine.precision == "fp16" else None
         self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
-    def step(self, batch: Batch, lr: float, stop: bool = False, limit: float = math.inf) -> Stepped:
-        """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
+    def step(self, batch: Batch, lr: float, votes: Votes = SILENT, limit: float = math.inf) -> Stepped:
+        """One optimizer step at learning rate `lr`; `votes` are this rank's.
 
         Raises:
             Spike: the loss is above `limit`, on all ranks alike, before the optimizer moves.
@@ -128,7 +107,7 @@ class Engine:
                 skipping steps, a gradient that is not finite is a fault only after many such steps.
         """
         losses = self._engine(batch)
-        stepped = _over_ranks(losses, stop)
+        stepped = over_ranks(losses, votes)
         if sick := [name for name, value in stepped.losses.items() if not math.isfinite(value)]:
             raise NonFinite(f"the loss `{sick[-1]}` is {stepped.losses[sick[-1]]}; the optimizer has not moved")
         if stepped.losses["loss"] > limit:
@@ -177,29 +156,35 @@ class Engine:
             self.ema.update()
         return moved
 
-    def save(self, folder: Path) -> None:
-        """Writes optimizer and engine state; every rank calls it."""
+    def snapshot(self, folder: Path) -> dict[Path, Any]:
+        """Optimizer and engine state in host memory, by the file below `folder` that `torch.save` is to make of it.
+
+        What `load` reads. Writes nothing, so that DeepSpeed's barriers cannot wait for a rank whose disk failed. Every
+        rank calls it.
+        """
         ours = {"loss_scale": self._scale.state_dict()} if self._scale else {}
         self._engine.save_checkpoint(str(folder), tag=TRAINER_TAG, client_state=ours, save_latest=False)
+        return self._engine.checkpoint_engine.taken()
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote at the same world size and ZeRO stage; every rank calls it."""
+        """Restores what `snapshot` gave at the same world size and ZeRO stage; every rank calls it."""
         loaded, ours = self._engine.load_checkpoint(str(folder), tag=TRAINER_TAG)
         if loaded is None:
             raise UserError(f"`{folder}` holds no engine state for this world size and ZeRO stage")
         if self._scale:
             self._scale.load_state_dict(ours["loss_scale"])
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self, keep: bool = True) -> dict[str, Tensor]:
         """What the optimizer remembers, as NAME/KEY -> float32 of the parameter's shape, on the CPU.
 
-        Whole, whatever the world size and the ZeRO stage, so that `load_parts` can split it anew. Every rank calls it.
+        Whole, whatever the world size and the ZeRO stage, so that `load_parts` can split it anew. Every rank calls it;
+        one that does not `keep` them gets none.
         """
         found = {}
         for name, parameter in self._trained():
             for key in MOMENTS:
-                if (moment := self._moment(parameter, key)) is not None:
-                    found[f"{name}/{key}"] = moment.detach().cpu().contiguous().clone()
+                if (moment := self._moment(parameter, key)) is not None and keep:
+                    found[f"{name}/{key}"] = on_host(moment)
         return found
 
     def load_parts(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
@@ -272,13 +257,29 @@ class Engine:
         self._link_moments()
         return deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The task's parameters and buffers on the CPU, whole on rank 0; every rank calls it."""
+    def weights(self, keep: bool = True) -> dict[str, Tensor]:
+        """The task's parameters and buffers on the CPU, whole. Every rank calls it; without `keep` it gets none."""
         module = self._engine.module
-        if self.zero < 3:
-            return _on_cpu(module.state_dict())
-        with deepspeed.zero.GatheredParameters(list(module.parameters())):
-            return _on_cpu(module.state_dict())
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.zero == 3):
+            return on_host(dict(module.state_dict())) if keep else {}
+
+
+class _InMemory(TorchCheckpointEngine):
+    """Takes what DeepSpeed would write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._files: dict[Path, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self._files[Path(path)] = on_host(state_dict)
+
+    def taken(self) -> dict[Path, Any]:
+        """What was saved since the last call."""
+        files, self._files = self._files, {}
+        return files
 
 
 def deepspeed_config(config: PretrainConfig, world: int) -> dict[str, Any]:
@@ -317,18 +318,6 @@ def _offload(what: str) -> dict[str, Any]:
     host = {"device": "cpu", "pin_memory": torch.accelerator.is_available()}
     parts = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
     return dict.fromkeys(parts[what], host)
-
-
-def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
-    """Mean losses, and whether any rank wants to stop, in one all-reduce."""
-    values = [loss.detach().float() for loss in losses.values()]
-    stacked = torch.stack([*values, values[0].new_tensor(float(stop))])
-    *means, asked = (distributed.sum_over_ranks(stacked) / distributed.world()).tolist()  # host sync here
-    return Stepped(dict(zip(losses, means, strict=True)), asked > 0)
 
 
 def _join_again(backend: str, restarts: int) -> None:

@@ -10,8 +10,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from pretrain.engine import Sick
 from pretrain.folder import LEDGER, read_lines
+from pretrain.stepped import Sick
 from shards.storage import write_atomically
 
 WINDOW = 128

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.checkpoint import load_checkpoint
 from pretrain.config import OptimConfig
-from pretrain.engine import Engine, NonFinite
+from pretrain.engine import Engine
 from pretrain.optim import build_optimizer, learning_rate, set_lr
+from pretrain.stepped import NonFinite
 from pretrain.stop import Interrupted
 from pretrain.task import Task
 from pretrain.train import fit
