@@ -168,9 +168,7 @@ def test_weights_that_are_not_finite_are_not_saved(configure, tmp_path):
     save(tmp_path, 1, engine, config, tokenizer)
     with torch.no_grad():
         task.model.text_projection.bias[0] = torch.inf
-    with pytest.raises(
-        CheckpointNotWritten, match=r"`model\.text_projection\.bias` in .* is not finite"
-    ):
+    with pytest.raises(CheckpointNotWritten, match=r"`model\.text_projection\.bias` in .* is not finite"):
         save(tmp_path, 2, engine, config, tokenizer)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]
 
