@@ -200,6 +200,8 @@ class RunConfig(Section):
     A batch whose loss or gradient is not finite, or whose loss is `spike` standard deviations above the last ones, is
     quarantined: the run goes back to its last checkpoint and past that batch, at most `max_rollbacks` times.
     A rank without a step (and the save behind it) for `silence_timeout` seconds ends with a stack of its threads.
+    `rehearse` tries a step of the largest shape first, of which nothing stays: memory that does not suffice shows at
+    once, before a file is written.
     """
 
     out: str = ""
@@ -214,6 +216,7 @@ class RunConfig(Section):
     max_rollbacks: int = Field(3, ge=0)
     spike: float | None = Field(None, gt=0)
     silence_timeout: float = Field(1800, gt=0)
+    rehearse: bool = True
     resume: Literal["never", "auto", "overwrite"] = "never"
 
 

@@ -22,6 +22,7 @@ from pretrain.folder import DAMAGE, newest_checkpoint
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.process import announced
+from pretrain.rehearsal import rehearse
 from pretrain.rollback import SpikeGuard, check_budget, quarantine, read_ledger
 from pretrain.run import check_folder, flat, open_folder
 from pretrain.saving import Saver
@@ -119,17 +120,21 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
     inputs = check(config, source, initial)
     device = start_process_group()
     check_agreement(facts(config, inputs))
+    torch.manual_seed(config.run.seed)  # the same initial weights on every rank
+    task = Task(config.model, config.objectives, len(inputs.tokenizer))
+    if initial:
+        load_initial(task, initial)
+    freeze(task, config.optim.freeze)
+    engine = Engine(task.to(device).train(), config)
+    if config.run.rehearse:
+        batch = next(_stream(config, inputs, workers=0).batches(1))
+        rehearse(engine, batch.to(device), config, distributed.world())
     distributed.barrier()  # no rank is still looking at the folder when the first one writes into it
     if distributed.rank() == 0:
         open_folder(config)
     distributed.barrier()
     with announced(Path(config.run.out), distributed.rank()):
-        torch.manual_seed(config.run.seed)  # the same initial weights on every rank
-        task = Task(config.model, config.objectives, len(inputs.tokenizer))
-        if initial:
-            load_initial(task, initial)
-        freeze(task, config.optim.freeze)
-        return _loop(config, inputs, Engine(task.to(device).train(), config), device)
+        return _loop(config, inputs, engine, device)
 
 
 def facts(config: PretrainConfig, inputs: Inputs) -> dict[str, object]:
@@ -159,10 +164,12 @@ class Life:
 def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device) -> Path:
     """Trains to the end; goes back from a sick batch, and past it, as often as the budget allows."""
     out = Path(config.run.out)
+    ledger = out / DAMAGE / f"rank-{distributed.rank():05d}.jsonl"
     saver = Saver(config, inputs.tokenizer, newest_checkpoint(out))
     with contextlib.closing(saver):
         while True:
-            life = Life(_stream(config, inputs), SpikeGuard(config.run.spike), saver)
+            stream = _stream(config, inputs, config.data.workers, ledger)
+            life = Life(stream, SpikeGuard(config.run.spike), saver)
             torch.manual_seed(config.run.seed + 1 + distributed.rank())  # dropout differs between ranks
             _continue(life, engine, out)
             try:
@@ -180,7 +187,7 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
 def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: Life) -> Path:
     run, saver = config.run, life.saver
     with (
-        reporting(config, life.start, distributed.rank(), engine.task) as metrics,
+        reporting(config, life.start, distributed.rank(), engine.task, engine.flops) as metrics,
         listening() as request,
         watching(run.silence_timeout, distributed.rank(), life.start) as pulse,
     ):
@@ -191,7 +198,7 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
             waited = time.monotonic() - before
             lr = learning_rate(step, run.steps, config.optim)
             engine.task.begin(run.seed, step)
-            stepped = engine.step(batch.to(device), lr, saver.votes(stop=request.asked), life.spikes.limit)
+            stepped = engine.step(batch.to(device), lr, votes=saver.votes(request.asked), limit=life.spikes.limit)
             saver.heed(stepped.votes)
             life.spikes.add(stepped.losses["loss"])
             done, stop = step + 1, stepped.votes.stop
@@ -224,19 +231,19 @@ def _leave(done: int, steps: int) -> NoReturn:
     raise Interrupted
 
 
-def _stream(config: PretrainConfig, inputs: Inputs) -> ShardStream:
+def _stream(config: PretrainConfig, inputs: Inputs, workers: int, ledger: Path | None = None) -> ShardStream:
     preparation = Preparation(config, inputs.tokenizer, [source for source, _ in inputs.sources])
     return ShardStream(
         [*inputs.sources],
         config.data.global_batch,
         rank=distributed.rank(),
         world=distributed.world(),
-        workers=config.data.workers,
+        workers=workers,
         seed=config.run.seed,
         transform=preparation.transform,
         collate=preparation.collate,
         damage_budget=config.data.damage_budget,
-        ledger_file=Path(config.run.out) / DAMAGE / f"rank-{distributed.rank():05d}.jsonl",
+        ledger_file=ledger,
         worker_init=spare_worker,
     )
 

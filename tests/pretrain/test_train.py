@@ -132,7 +132,7 @@ class Asking(Colours):
 
     def __getitem__(self, index: int) -> Sample:
         self.read = getattr(self, "read", 0) + 1
-        if self.read == 2 * 8 + 2:  # check() reads one more
+        if self.read == 3 * 8 + 2:  # check() reads one more, and the rehearsal a batch
             signal.raise_signal(signal.SIGTERM)
         return super().__getitem__(index)
 
