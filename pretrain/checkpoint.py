@@ -8,6 +8,7 @@
         state.json                         step, stream position, sha256 of each file above
         trainer/                           optimizer state and random generators, for resuming only
             moments.safetensors            the optimizer's moments, whole: what another world size resumes from
+            digests-RANK.json              sha256 of each file here, by the rank that wrote it
 
 `pretrain.saving` writes one under another name, syncs it, renames it and then replaces `latest`.
 """
@@ -129,8 +130,13 @@ def restore(checkpoint: Path, engine: Engine) -> dict[str, Any]:
 
     At another world size or ZeRO stage the parts of the optimizer are made anew from whole ones; at another world size
     the generators start fresh.
+
+    Raises:
+        UserError: on all ranks, if a file is missing or damaged.
     """
     state, rank = read_state(checkpoint), distributed.rank()
+    if reason := distributed.first_of_ranks(_damage(checkpoint, state["world"])):
+        raise UserError(f"`ckpt` (={checkpoint}) is damaged: {reason}")
     if engine.ema:
         engine.ema.load(load_file(checkpoint / EMA))
     same_world = state["world"] == distributed.world()
@@ -141,6 +147,23 @@ def restore(checkpoint: Path, engine: Engine) -> dict[str, Any]:
     if same_world:
         restore_random_state(torch.load(random_file(checkpoint, rank), weights_only=True))
     return state
+
+
+def _damage(checkpoint: Path, world: int) -> str | None:
+    """What is wrong with files for resuming, of which each rank looks at its part."""
+    for rank in range(distributed.rank(), world, distributed.world()):
+        try:
+            for name, expected in json.loads(digests_file(checkpoint, rank).read_text()).items():
+                if sha256(checkpoint / name) != expected:
+                    return f"{name} does not have the sha256 that {digests_file(Path(), rank)} names"
+        except (OSError, ValueError, AttributeError) as error:
+            return str(error)
+    return None
+
+
+def digests_file(checkpoint: Path, rank: int) -> Path:
+    """Names what a rank wrote for resuming, with the sha256 of each file."""
+    return checkpoint / TRAINER / f"digests-{rank}.json"
 
 
 def random_file(checkpoint: Path, rank: int) -> Path:

@@ -161,5 +161,5 @@ def _line(step: int, total: int, values: dict[str, float]) -> str:
 def _forget_after(log: Path, start: int) -> None:
     """Drops lines of steps that a continued run is about to take again, and one that a kill cut off."""
     if log.is_file():
-        kept = [json.dumps(line) + "\n" for line in read_lines(log) if line["step"] <= start]
+        kept = [json.dumps(line) + "\n" for line in read_lines(log, "step") if line["step"] <= start]
         write_atomically(log, "".join(kept).encode())

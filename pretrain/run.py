@@ -6,7 +6,8 @@ from typing import Any
 
 from pretrain.checkpoint import MOMENTS, TRAINER, read_state
 from pretrain.config import PretrainConfig
-from pretrain.folder import CHECKPOINTS, CONFIG, OWN, newest_checkpoint
+from pretrain.folder import CHECKPOINTS, CONFIG, LOG, OWN, newest_checkpoint, read_lines
+from pretrain.rollback import read_ledger
 from pretrain.saving import forget_partial
 from pretrain.settings import dump_config, load_config
 from shards.errors import UserError
@@ -32,6 +33,8 @@ def check_folder(config: PretrainConfig, world: int) -> None:
         case "auto":
             _check_same(load_config(PretrainConfig, out / CONFIG), config, out)
             _check_checkpoint(newest_checkpoint(out), world, config.engine.zero)
+            read_lines(out / LOG, "step")  # these two go on
+            read_ledger(out)
 
 
 def open_folder(config: PretrainConfig) -> Path:
@@ -55,11 +58,11 @@ def _folder(config: PretrainConfig) -> Path:
 
 
 def _check_checkpoint(newest: Path | None, world: int, zero: int) -> None:
-    if newest is None or (newest / TRAINER / MOMENTS).is_file():
+    if newest is None:
         return
-    state = read_state(newest)
+    state, whole = read_state(newest), (newest / TRAINER / MOMENTS).is_file()
     for name, now, saved in (("world_size", world, state["world"]), ("engine.zero", zero, state["zero"])):
-        if now != saved:
+        if now != saved and not whole:
             raise UserError(
                 f"`{name}` (={now}) must be that of the checkpoint (={saved}) to continue from {newest}, "
                 f"which has no {TRAINER}/{MOMENTS}"

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.background import Job
-from pretrain.checkpoint import EMA, MOMENTS, TRAINER, WEIGHTS, random_file, sha256
+from pretrain.checkpoint import EMA, MOMENTS, TRAINER, WEIGHTS, digests_file, random_file, sha256
 from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import FILE as TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
@@ -164,29 +164,31 @@ class Saver:
             print(f"step {save.state['step']}: {error}; training goes on", file=sys.stderr)
 
     def _write(self, partial: Path, files: dict[Path, Any], tensors: dict[str, dict[str, Tensor]]) -> Digests:
-        """This rank's files, and for those that travel their digests."""
+        """This rank's files, and the digests of those that travel."""
         for path, value in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:  # torch given a path would hold the interpreter while it opens it
                 torch.save(value, file)
-            sync_path(path)
-        if not tensors:
-            return {}
         for name, values in tensors.items():
             if sick := [key for key, value in values.items() if not value.isfinite().all()]:
                 raise RuntimeError(f"`{sick[0]}` in {name} is not finite")
             save_file(values, partial / name)
-        portable = self._config.model_copy(update={"model": self_contained(self._config.model)})
-        (partial / CONFIG).write_text(dump_config(portable))
-        self._tokenizer.save(partial)
-        written = (*tensors, CONFIG, TOKENIZER)
-        for name in written:
-            sync_path(partial / name)
-        return {name: sha256(partial / name) for name in written if not name.startswith(TRAINER)}
+        if tensors:
+            portable = self._config.model_copy(update={"model": self_contained(self._config.model)})
+            (partial / CONFIG).write_text(dump_config(portable))
+            self._tokenizer.save(partial)
+        travelling = [name for name in (*tensors, CONFIG, TOKENIZER) if tensors and not name.startswith(TRAINER)]
+        staying = [str(path.relative_to(partial)) for path in files] + [name for name in tensors if "/" in name]
+        digests = {name: sha256(partial / name) for name in (*travelling, *staying)}
+        own = digests_file(partial, distributed.rank())
+        own.write_text(json.dumps({name: digests[name] for name in staying}, indent=1))
+        for path in (*(partial / name for name in digests), own):
+            sync_path(path)
+        return {name: digests[name] for name in travelling}
 
     def _commit(self, save: Save, digests: Digests) -> None:
         for rank in range(distributed.world()):
-            if not random_file(save.partial, rank).is_file():
+            if not digests_file(save.partial, rank).is_file():
                 raise RuntimeError(f"rank {rank} wrote elsewhere: `run.out` must lie on a disk that all ranks share")
         (save.partial / STATE).write_text(json.dumps(save.state | {"files": digests}, indent=1))
         for path in (save.partial / STATE, save.partial / TRAINER, save.partial):

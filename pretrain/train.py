@@ -21,6 +21,7 @@ from pretrain.engine import Engine, check_accelerator, start_process_group, worl
 from pretrain.folder import DAMAGE, newest_checkpoint
 from pretrain.metrics import reporting
 from pretrain.optim import build_optimizer, freeze, learning_rate
+from pretrain.peers import peers_needed
 from pretrain.process import announced
 from pretrain.rehearsal import rehearse
 from pretrain.rollback import SpikeGuard, check_budget, quarantine, read_ledger
@@ -29,7 +30,7 @@ from pretrain.saving import Saver
 from pretrain.stepped import Sick
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
-from pretrain.watchdog import watching
+from pretrain.watchdog import Pulse, watching
 from shards.cache import FileCache
 from shards.errors import UserError
 from shards.reader import ShardSet
@@ -116,10 +117,24 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
         Sick: all ranks together, before the optimizer moves; there was no checkpoint to go back to, or no budget.
         CheckpointNotWritten: the newest checkpoint failed; the one before is whole.
         Interrupted: a signal asked any rank to stop; all have saved.
+        PeerLost: another rank is gone.
     """
     inputs = check(config, source, initial)
     device = start_process_group()
-    check_agreement(facts(config, inputs))
+    out, rank = Path(config.run.out), distributed.rank()
+    with watching(config.run.silence_timeout, rank) as pulse, peers_needed(out, rank, pulse):
+        check_agreement(facts(config, inputs))
+        engine = _ready(config, inputs, initial, device)
+        distributed.barrier()  # no rank is still looking at the folder when the first one writes into it
+        if rank == 0:
+            open_folder(config)
+        distributed.barrier()
+        with announced(out, rank), peers_needed(out, rank, pulse):
+            return _loop(config, inputs, engine, device, pulse)
+
+
+def _ready(config: PretrainConfig, inputs: Inputs, initial: Checkpoint | None, device: torch.device) -> Engine:
+    """The engine with its first weights, after a rehearsal."""
     torch.manual_seed(config.run.seed)  # the same initial weights on every rank
     task = Task(config.model, config.objectives, len(inputs.tokenizer))
     if initial:
@@ -129,12 +144,7 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
     if config.run.rehearse:
         batch = next(_stream(config, inputs, workers=0).batches(1))
         rehearse(engine, batch.to(device), config, distributed.world())
-    distributed.barrier()  # no rank is still looking at the folder when the first one writes into it
-    if distributed.rank() == 0:
-        open_folder(config)
-    distributed.barrier()
-    with announced(Path(config.run.out), distributed.rank()):
-        return _loop(config, inputs, engine, device)
+    return engine
 
 
 def facts(config: PretrainConfig, inputs: Inputs) -> dict[str, object]:
@@ -161,7 +171,7 @@ class Life:
     start: int = 0
 
 
-def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device) -> Path:
+def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device, pulse: Pulse) -> Path:
     """Trains to the end; goes back from a sick batch, and past it, as often as the budget allows."""
     out = Path(config.run.out)
     ledger = out / DAMAGE / f"rank-{distributed.rank():05d}.jsonl"
@@ -172,8 +182,9 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
             life = Life(stream, SpikeGuard(config.run.spike), saver)
             torch.manual_seed(config.run.seed + 1 + distributed.rank())  # dropout differs between ranks
             _continue(life, engine, out)
+            pulse.beat(life.start)
             try:
-                return _steps(config, engine, device, life)
+                return _steps(config, engine, device, life, pulse)
             except Sick as sick:
                 saver.finish()
                 check_budget(out, sick, saver.newest, config.run.max_rollbacks)
@@ -184,12 +195,11 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
                 distributed.barrier()
 
 
-def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: Life) -> Path:
+def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: Life, pulse: Pulse) -> Path:
     run, saver = config.run, life.saver
     with (
         reporting(config, life.start, distributed.rank(), engine.task, engine.flops) as metrics,
         listening() as request,
-        watching(run.silence_timeout, distributed.rank(), life.start) as pulse,
     ):
         batches = life.stream.batches(run.steps - life.start)
         for step in range(life.start, run.steps):

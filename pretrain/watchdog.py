@@ -28,14 +28,9 @@ class Pulse:
 
 
 @contextmanager
-def watching(seconds: float, rank: int, step: int) -> Iterator[Pulse]:
-    """Ends this process with status 1 when `beat` is not called for `seconds`.
-
-    Args:
-        step: Steps taken so far, for the message.
-    """
+def watching(seconds: float, rank: int) -> Iterator[Pulse]:
+    """Ends this process with status 1 when `beat` is not called for `seconds`."""
     pulse, over = Pulse(), threading.Event()
-    pulse.step = step
     watch = threading.Thread(target=_watch, args=(pulse, over, seconds, rank), name="watchdog", daemon=True)
     watch.start()
     try:

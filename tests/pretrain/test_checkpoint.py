@@ -102,6 +102,20 @@ def test_a_damaged_state_is_a_sentence(trained, content):
         load_checkpoint(trained)
 
 
+@pytest.mark.parametrize("name", ["rng-0.pt", "moments.safetensors", "engine/mp_rank_00_model_states.pt"])
+@pytest.mark.parametrize("how", ["changed", "missing"])
+def test_damage_in_what_a_run_goes_on_from_is_a_sentence(configure, trained, name, how):
+    file = find_checkpoint(trained) / "trainer" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    if how == "changed":
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^`ckpt` .* is damaged: .*{name}"):
+        fit(configure("run.steps=3", "run.resume=auto"))
+    assert find_checkpoint(trained).name == "step-00000002"
+
+
 def test_weights_of_another_shape_are_refused(trained):
     path = find_checkpoint(trained)
     config = (path / "config.yaml").read_text().replace("embedding_dim: 16", "embedding_dim: 24")
