@@ -19,7 +19,8 @@ from shards.errors import UserError
 
 CONFIG, LOG, PROCESS, LEDGER = "config.yaml", "log.jsonl", "process.json", "quarantine.jsonl"
 BOARD, DAMAGE, ERRORS, CHECKPOINTS = "tensorboard", "damage", "errors", "checkpoints"
-OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, ERRORS, CHECKPOINTS)
+BEST, VALIDATION = "best", "validation.jsonl"
+OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, ERRORS, CHECKPOINTS, BEST, VALIDATION)
 LATEST, STATE = "latest", "state.json"
 """The pointer in `CHECKPOINTS`, and the file that each checkpoint has."""
 

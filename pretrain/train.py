@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, check_accelerator, start_process_group, world_from_environment
 from pretrain.folder import DAMAGE, newest_checkpoint
 from pretrain.metrics import reporting
+from pretrain.models.resize import at_size
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.peers import peers_needed
 from pretrain.process import announced
@@ -37,6 +39,9 @@ from shards.reader import ShardSet
 from shards.selection import Selected
 from shards.sources.base import Source
 from shards.stream import ShardStream
+
+Judge = Callable[[Path], bool]
+"""Looks at a checkpoint that was just written, on all ranks alike: True ends the run there."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,15 @@ def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | N
         raise UserError(f"`ckpt` lacks {len(lost)} weights of the model, the first is {lost[0]}")
 
 
-def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoint | None = None) -> Path:
+def fit(
+    config: PretrainConfig, source: Source | None = None, initial: Checkpoint | None = None, judge: Judge | None = None
+) -> Path:
     """Trains as `config` says and returns the last checkpoint.
 
     Args:
         source: What to train on; None opens `config.data.shards`.
         initial: Weights to start from; heads that it lacks start fresh. Its tokenizer replaces the configured one.
+        judge: Sees each checkpoint and may end the run.
 
     Raises:
         UserError: before any process group starts or file is written.
@@ -130,7 +138,7 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
             open_folder(config)
         distributed.barrier()
         with announced(out, rank), peers_needed(out, rank, pulse):
-            return _loop(config, inputs, engine, device, pulse)
+            return _loop(config, inputs, engine, device, pulse, judge)
 
 
 def _ready(config: PretrainConfig, inputs: Inputs, initial: Checkpoint | None, device: torch.device) -> Engine:
@@ -154,8 +162,13 @@ def facts(config: PretrainConfig, inputs: Inputs) -> dict[str, object]:
 
 
 def load_initial(task: Task, initial: Checkpoint) -> None:
-    """Copies the model and every head that both have."""
+    """Copies the model, stretched to another image size if need be, and every head that both have."""
     known = initial.task.state_dict()
+    towers = {"model.": task.model} | ({"momentum.model.": task.momentum.model} if task.momentum else {})
+    for place, model in towers.items():
+        part = {name.removeprefix(place): value for name, value in known.items() if name.startswith(place)}
+        if part:
+            known |= {place + name: value for name, value in at_size(part, model).items()}
     task.load_state_dict({k: v for k, v in known.items() if k in task.state_dict()}, strict=False)
     if initial.task.momentum is None:
         task.start_momentum()
@@ -168,10 +181,13 @@ class Life:
     stream: ShardStream
     spikes: SpikeGuard
     saver: Saver
+    judge: Judge | None
     start: int = 0
 
 
-def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device, pulse: Pulse) -> Path:
+def _loop(
+    config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device, pulse: Pulse, judge: Judge | None
+) -> Path:
     """Trains to the end; goes back from a sick batch, and past it, as often as the budget allows."""
     out = Path(config.run.out)
     ledger = out / DAMAGE / f"rank-{distributed.rank():05d}.jsonl"
@@ -179,7 +195,7 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
     with contextlib.closing(saver):
         while True:
             stream = _stream(config, inputs, config.data.workers, ledger)
-            life = Life(stream, SpikeGuard(config.run.spike), saver)
+            life = Life(stream, SpikeGuard(config.run.spike), saver, judge)
             torch.manual_seed(config.run.seed + 1 + distributed.rank())  # dropout differs between ranks
             _continue(life, engine, out)
             pulse.beat(life.start)
@@ -203,9 +219,9 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
     ):
         batches = life.stream.batches(run.steps - life.start)
         for step in range(life.start, run.steps):
-            before = time.monotonic()
+            asked = time.monotonic()
             batch = next(batches)
-            waited = time.monotonic() - before
+            waited = time.monotonic() - asked
             lr = learning_rate(step, run.steps, config.optim)
             engine.task.begin(run.seed, step)
             stepped = engine.step(batch.to(device), lr, votes=saver.votes(request.asked), limit=life.spikes.limit)
@@ -216,11 +232,16 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
             metrics.add(stepped.losses, waited)
             if done % run.log_every == 0 or last or stop:
                 metrics.report(done, lr)
+            before = saver.newest
             if done % run.save_every == 0 or last or stop:
                 _save(run, done, engine, life, must=last or stop)
             pulse.beat(done)
             if stop and not last:
                 _leave(done, run.steps)
+            if life.judge and saver.newest and saver.newest != before:
+                if life.judge(saver.newest):
+                    break
+                pulse.beat(done)
     if saver.newest is None:
         _save(run, life.start, engine, life, must=True)
     assert saver.newest is not None
@@ -228,9 +249,9 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
 
 
 def _save(run: RunConfig, step: int, engine: Engine, life: Life, must: bool) -> None:
-    """Begins a checkpoint, and waits for one that the run ends with."""
+    """Begins a checkpoint, and waits for one that the run ends with, or that is judged."""
     life.saver.start(step, engine, life.stream.state_dict(), life.spikes.state_dict(), must)
-    if must or not run.async_save:
+    if must or life.judge or not run.async_save:
         life.saver.finish()
 
 
