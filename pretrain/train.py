@@ -225,9 +225,9 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
         batches = life.stream.batches(run.steps - life.start)
         judged = saver.newest
         for step in range(life.start, run.steps):
-            before = time.monotonic()
+            asked = time.monotonic()
             batch = next(batches)
-            waited = time.monotonic() - before
+            waited = time.monotonic() - asked
             lr = learning_rate(step, run.steps, config.optim)
             engine.task.begin(run.seed, step)
             stepped = engine.step(batch.to(device), lr, votes=saver.votes(request.asked), limit=life.spikes.limit)
@@ -243,8 +243,6 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
             pulse.beat(done)
             if stop and not last:
                 _leave(done, run.steps)
-            if life.judge and done % run.save_every == 0:
-                saver.finish()
             if life.judge and saver.newest and saver.newest != judged:
                 judged = saver.newest
                 pulse.rest()
@@ -258,9 +256,9 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
 
 
 def _save(run: RunConfig, step: int, engine: Engine, life: Life, must: bool) -> None:
-    """Begins a checkpoint, and waits for one that the run ends with."""
+    """Begins a checkpoint, and waits for one that the run ends with, or that is judged."""
     life.saver.start(step, engine, life.stream.state_dict(), life.spikes.state_dict(), must)
-    if must or not run.async_save:
+    if must or life.judge or not run.async_save:
         life.saver.finish()
 
 
