@@ -184,7 +184,8 @@ class ModelConfig(Section):
     """trunk x visual embedder x text embedder.
 
     `embedding_dim` is the size of the shared space that both sides are projected to, null for none; `projection_bias`
-    false leaves out the biases there (CLIP).
+    false leaves out the biases there (CLIP). `image_projection` false takes the image's own vector, which then
+    must have that size (ALIGN).
     """
 
     image_size: int = Field(224, ge=16)
@@ -193,3 +194,4 @@ class ModelConfig(Section):
     fusion: FusionConfig = FusionConfig()
     embedding_dim: int | None = Field(256, ge=8)
     projection_bias: bool = True
+    image_projection: bool = True

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.checkpoint import load_checkpoint
 from pretrain.config import OptimConfig
-from pretrain.engine import Engine, NonFinite
+from pretrain.engine import Engine
 from pretrain.optim import build_optimizer, learning_rate, set_lr
+from pretrain.stepped import NonFinite
 from pretrain.stop import Interrupted
 from pretrain.task import Task
 from pretrain.train import fit
@@ -131,7 +132,7 @@ class Asking(Colours):
 
     def __getitem__(self, index: int) -> Sample:
         self.read = getattr(self, "read", 0) + 1
-        if self.read == 2 * 8 + 2:  # check() reads one more
+        if self.read == 3 * 8 + 2:  # check() reads one more, and the rehearsal a batch
             signal.raise_signal(signal.SIGTERM)
         return super().__getitem__(index)
 
