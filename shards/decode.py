@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 _EXIF_ORIENTATION = 0x0112
+_JPEG = b"\xff\xd8"
 _APP1, _START_OF_SCAN = b"\xe1", b"\xda"
 _NO_LENGTH = {b"", b"\x00", b"\x01", b"\xff", *(bytes([code]) for code in range(0xD0, 0xDA))}
 """Second bytes that begin no segment with a length: padding, restarts, and what a sound header does not have."""
@@ -27,6 +28,9 @@ _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I", "F"}
 def image_size(image: bytes) -> tuple[int, int]:
     """Width and height from the header, as stored. Raises DamagedSample where there is no readable header."""
     try:
+        if image[:2] == _JPEG:
+            height, width, *_ = simplejpeg.decode_jpeg_header(image)
+            return width, height
         with Image.open(io.BytesIO(image)) as opened:
             return opened.size
     except Exception as error:
@@ -64,7 +68,7 @@ def resize(pixels_HWC: np.ndarray, size: int) -> "torch.Tensor":
 
 def _needs_pillow(image: bytes) -> bool:
     """True for what simplejpeg does not turn into upright RGB: files that are no JPEG, CMYK, and EXIF rotation."""
-    if image[:2] != b"\xff\xd8":
+    if image[:2] != _JPEG:
         return True
     if simplejpeg.decode_jpeg_header(image)[2] in {"CMYK", "YCCK"}:
         return True

@@ -11,7 +11,6 @@ rounds, the range, and how far the pixels of one view are from Pillow's.
 
 import argparse
 import itertools
-import platform
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers import PEERS, SCALE, SIZE, Pixels, reference
+from peers import PEERS, SCALE, SIZE, Pixels, place, prepare, reference, versions
 from photos import Held, describe, photos
 from torch import Tensor
 
@@ -29,7 +28,6 @@ from pretrain.config import AugmentConfig
 from pretrain.data.transforms import Box, crop, random_box, stack_pixels, training_pixels
 from shards.decode import decode_image, resize
 from shards.stream import ShardStream, StreamedSample
-from shards.write import build_shards
 
 AUGMENT = AugmentConfig(crop_scale=SCALE[0], flip=True)
 WARM_UP = 4
@@ -97,12 +95,11 @@ def main() -> None:
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
     held = photos(arguments.photos)
     prepare(held, folder)
-    packages = ("torch", "torchvision", "simplejpeg", "pillow", *(peer.package for peer in PEERS))
-    print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}")
+    print(versions("torch", "torchvision", "simplejpeg", "pillow"))
     print(f"{describe(held)}; batches of {arguments.batch}, {arguments.workers} workers")
     arms = {"ours": ours, "ours, normalised": ours_normalised, **{peer.name: peer.pixels for peer in PEERS}}
     views = {"ours": _our_view, "ours, normalised": _our_view, **{peer.name: peer.view for peer in PEERS}}
-    places = {name: folder / (name if (folder / name).exists() else "ours") for name in arms}
+    places = {name: place(folder, name) for name in arms}
     rounds: list[dict[str, float]] = []
     for _ in range(arguments.rounds):
         speeds = {
@@ -120,15 +117,6 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
             ratios = [speeds[own] / speeds[peer.name] for speeds in rounds]
             span = f"{min(ratios):.2f} to {max(ratios):.2f}"
             print(f"{own} / {peer.name} {version(peer.package)}: {statistics.median(ratios):.2f} ({span})")
-
-
-def prepare(held: Held, folder: Path) -> None:
-    """The photos in every arm's form, where they are not there yet."""
-    if not (folder / "ours").exists():
-        build_shards(held, folder / "ours", samples_per_shard=128)
-    for peer in PEERS:
-        if not (folder / peer.name).exists():
-            peer.write(held, folder / peer.name)
 
 
 if __name__ == "__main__":

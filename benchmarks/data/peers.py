@@ -3,17 +3,19 @@
 webdataset and open_clip read the tars that `shards build` writes; MosaicML's streaming and litData get the same bytes
 in their own formats. What to install:
 
-    pip install 'duostream[benchmark]' pandas
+    pip install 'duostream[benchmark]'
     pip install mosaicml-streaming==0.13.0 --no-deps      # its pins of numpy and transformers exclude ours; it runs
     pip install python-snappy xxhash zstd Brotli catalogue
 """
 
 import io
 import json
+import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +32,7 @@ from torchvision.transforms.v2 import functional as TF
 from webdataset.tariterators import tar_file_expander
 
 from pretrain.data.transforms import Box
+from shards.write import build_shards
 
 SIZE = 224
 SCALE = (0.9, 1.0)
@@ -39,7 +42,8 @@ CROP_AND_FLIP = (v2.RandomResizedCrop(SIZE, SCALE, interpolation=BICUBIC), v2.Ra
 FROM_PIL = v2.Compose([*CROP_AND_FLIP, v2.PILToTensor()])
 FROM_TENSOR = v2.Compose(CROP_AND_FLIP)
 
-Raw = Iterator[tuple[bytes, str]]
+Raw = Iterable[Sequence[bytes]]
+"""Batches of encoded images; their captions were read, too."""
 Pixels = Iterable[Tensor]
 """Batches of images."""
 
@@ -53,7 +57,8 @@ class Peer:
         write: Puts the photos where the others find them.
         pixels: (folder, workers, batch) -> one epoch of batches, shuffled, cropped, flipped.
         view: (JPEG, box) -> the box at SIZE x SIZE as it decodes and resizes it, uint8 [S, S, 3].
-        raw: Folder -> one epoch of (image bytes, caption), shuffled, in this process; None where it has no such way.
+        raw: (folder, workers, batch) -> one epoch of encoded images, shuffled; one by one in this process where there
+            are no workers. None where it has no such way.
     """
 
     name: str
@@ -61,7 +66,7 @@ class Peer:
     write: Callable[[Held, Path], None]
     pixels: Callable[[Path, int, int], Pixels]
     view: Callable[[bytes, Box], np.ndarray]
-    raw: Callable[[Path], Raw] | None = None
+    raw: Callable[[Path, int, int], Raw] | None = None
 
 
 def reference(image: bytes, box: Box) -> np.ndarray:
@@ -96,8 +101,12 @@ def webdataset_pixels(folder: Path, workers: int, batch: int) -> Pixels:
     return (pixels for pixels, _ in loader)
 
 
-def webdataset_raw(folder: Path) -> Raw:
-    return ((sample["jpg"], json.loads(sample["json"])["captions"][0]) for sample in _webdataset(folder))
+def webdataset_raw(folder: Path, workers: int, batch: int) -> Raw:
+    samples = _webdataset(folder).to_tuple("jpg", "txt").map_tuple(bytes, bytes.decode)
+    if not workers:
+        return ([image] for image, _ in samples)
+    loader = webdataset.WebLoader(samples.batched(batch, partial=False), batch_size=None, num_workers=workers)
+    return (images for images, _ in loader)
 
 
 # open_clip, its training package
@@ -160,8 +169,14 @@ def streaming_pixels(folder: Path, workers: int, batch: int) -> Pixels:
     return (pixels for pixels, _ in loader)
 
 
-def streaming_raw(folder: Path) -> Raw:
-    return iter(_streaming(folder, 1, lambda image: image))
+def streaming_raw(folder: Path, workers: int, batch: int) -> Raw:
+    from streaming import StreamingDataLoader
+
+    photos = _streaming(folder, batch, bytes)
+    if not workers:
+        return ([image] for image, _ in photos)
+    loader = StreamingDataLoader(photos, batch_size=batch, num_workers=workers, drop_last=True)
+    return (images for images, _ in loader)
 
 
 # litData
@@ -196,13 +211,14 @@ def litdata_pixels(folder: Path, workers: int, batch: int) -> Pixels:
     return (found["image"] for found in loader)
 
 
-def litdata_raw(folder: Path) -> Raw:
-    from litdata import StreamingDataset
+def litdata_raw(folder: Path, workers: int, batch: int) -> Raw:
+    from litdata import StreamingDataLoader, StreamingDataset
 
-    return (
-        (sample["image"], sample["caption"])
-        for sample in StreamingDataset(str(folder / "plain"), shuffle=True, drop_last=False)
-    )
+    photos = StreamingDataset(str(folder / "plain"), shuffle=True, drop_last=True)
+    if not workers:
+        return ([sample["image"]] for sample in photos)
+    loader = StreamingDataLoader(photos, batch_size=batch, num_workers=workers, drop_last=True)
+    return (found["image"] for found in loader)
 
 
 def _torchvision_view(image: bytes, box: Box) -> np.ndarray:
@@ -221,3 +237,23 @@ PEERS = (
     Peer("streaming", "mosaicml-streaming", streaming_write, streaming_pixels, _pil_view, streaming_raw),
     Peer("litData", "litdata", litdata_write, litdata_pixels, _torchvision_view, litdata_raw),
 )
+
+
+def prepare(held: Held, folder: Path) -> None:
+    """The photos in every arm's form, where they are not there yet."""
+    if not (folder / "ours").exists():
+        build_shards(held, folder / "ours", samples_per_shard=128)
+    for peer in PEERS:
+        if not (folder / peer.name).exists():
+            peer.write(held, folder / peer.name)
+
+
+def place(folder: Path, name: str) -> Path:
+    """Where an arm finds its data."""
+    return folder / (name if (folder / name).exists() else "ours")
+
+
+def versions(*packages: str) -> str:
+    """Of Python, of `packages` and of the peers."""
+    names = (*packages, *(peer.package for peer in PEERS))
+    return f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in names)}"

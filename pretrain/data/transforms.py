@@ -35,7 +35,8 @@ def training_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng:
     """A randomly changed view; uint8 [S, S, 3]. With every augmentation off it is `evaluation_pixels`."""
     decoded_HWC = decode_image(sample.image, sample.extension)
     if config.crop_scale < 1:
-        decoded_HWC = crop(decoded_HWC, random_box(*decoded_HWC.shape[:2], config.crop_scale, rng))
+        height, width = decoded_HWC.shape[:2]
+        decoded_HWC = crop(decoded_HWC, random_box(height, width, config.crop_scale, rng))
     pixels_HWC = _square(decoded_HWC, image_size)
     if config.flip and rng.random() < 0.5:
         pixels_HWC = pixels_HWC.flip(1)
