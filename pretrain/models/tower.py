@@ -8,6 +8,7 @@ from torch import nn
 from pretrain.models.blocks import SelfBlock, initialize
 from pretrain.models.config import BlocksConfig, VisionConfig
 from pretrain.models.interface import ImageInput
+from pretrain.models.packing import Packing
 from pretrain.models.patches import PatchEmbedder
 from pretrain.models.regions import RegionEmbedder
 from pretrain.models.tokens import ImageTokens, masked_mean
@@ -48,9 +49,11 @@ class ImageTower(nn.Module):
 
     def forward(self, image: ImageInput) -> ImageTokens:
         tokens_BND, mask_BN, pooled_BP = self.embedder(image)
+        packing = Packing.of(mask_BN)
+        x_PD = packing.pack(tokens_BND)
         for block in self.blocks:
-            tokens_BND = block(tokens_BND, mask_BN[:, None, None, :])
-        tokens_BND = self.final_norm(tokens_BND)
+            x_PD = block(x_PD, packing, packing.keys_B11T)
+        tokens_BND = packing.pad(self.final_norm(x_PD))
         match self.pooling:
             case "own":
                 return ImageTokens(tokens_BND, mask_BN, pooled_BP)
