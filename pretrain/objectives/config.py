@@ -107,7 +107,8 @@ class MLMConfig(ObjectiveConfig):
     `unit` is what is hidden together: single tokens, whole words (ViLT) or spans of words (SpanBERT).
     `second_probability` is the chance of tokens of the second segment (tags), null for `probability`. `image` `masked`
     hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers. `tied` false
-    predicts with a matrix other than the words' embedding (ViLT, METER).
+    predicts with a matrix other than the words' embedding (ViLT, METER). `eps` is of the head's LayerNorm, null for the
+    trunk's.
     """
 
     probability: float = Field(0.15, gt=0, lt=1)
@@ -116,6 +117,7 @@ class MLMConfig(ObjectiveConfig):
     image: Literal["clean", "masked"] = "clean"
     targets: Literal["hard", "distilled"] = "hard"
     tied: bool = True
+    eps: float | None = Field(None, gt=0)
 
 
 class Seq2SeqConfig(ObjectiveConfig):
