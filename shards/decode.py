@@ -45,17 +45,17 @@ def decode_image(image: bytes, extension: str) -> np.ndarray:
         raise DamagedSample(f"the image cannot be decoded: {_reason(error)}") from error
 
 
-def resize(pixels_HWC: np.ndarray, size: int) -> "torch.Tensor":
-    """Bicubic, antialiased, to size x size (the aspect is not kept).
+def resize(pixels_HWC: np.ndarray, size: int | tuple[int, int]) -> "torch.Tensor":
+    """Bicubic, antialiased, to a square of side `size` or to that height and width, whatever the aspect was.
 
     Returns:
-        uint8 tensor (3, size, size), channels_last in memory.
+        uint8 tensor (3, height, width), channels_last in memory.
     """
     import torch  # Costs a second of start-up, which `shards build` need not pay.
     from torch.nn.functional import interpolate
 
     pixels_1CHW = torch.from_numpy(np.require(pixels_HWC, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    resized = interpolate(pixels_1CHW, size=(size, size), mode="bicubic", antialias=True)
+    resized = interpolate(pixels_1CHW, size=size, mode="bicubic", antialias=True)
     return resized.contiguous(memory_format=torch.channels_last)[0]
 
 

@@ -7,6 +7,7 @@ import torch
 from pretrain.config import PretrainConfig
 from pretrain.data.labels import RegionVocabulary
 from pretrain.data.regions import collate_regions, read_regions
+from pretrain.data.shapes import pad_pixels
 from pretrain.data.transforms import evaluation_pixels
 from pretrain.models.interface import ImageInput
 from shards.sample import Sample
@@ -20,7 +21,11 @@ def evaluation_images(samples: Sequence[Sample], config: PretrainConfig) -> Imag
     """
     region, read = config.model.vision.region, config.data.regions
     if region is None or read is None:
-        return ImageInput(torch.stack([evaluation_pixels(sample, config.model.image_size) for sample in samples]))
+        shape = config.data.image_shape
+        if shape is None:
+            return ImageInput(torch.stack([evaluation_pixels(sample, config.model.image_size) for sample in samples]))
+        pixels_BHWC, sizes_B2 = pad_pixels([evaluation_pixels(sample, shape) for sample in samples])
+        return ImageInput(pixels_BHWC, sizes_B2=sizes_B2)
     named = RegionVocabulary.read(read.labels) if read.classes and read.labels else RegionVocabulary((), ())
     fields = collate_regions([read_regions(sample, read, region.features, named) for sample in samples])
     return ImageInput(

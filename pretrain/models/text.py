@@ -5,7 +5,7 @@ Shapes: B texts, L tokens, D width.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +65,7 @@ class TextEncoder(nn.Module):
     def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens float [B, L, D] and pooled float [B, D]. CLIP's tokens see only what stands before them anyway."""
         tokens_BLD = self.project(self._tokens(text, causal))
-        match self.pooling:
-            case "cls":
-                return tokens_BLD, tokens_BLD[:, 0]
-            case "last":
-                last_B = text.mask_BL.sum(1) - 1
-                return tokens_BLD, tokens_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
-            case "mean":
-                return tokens_BLD, masked_mean(tokens_BLD, text.mask_BL)
+        return tokens_BLD, pool_text(tokens_BLD, text.mask_BL, self.pooling)
 
     def _tokens(self, text: TextInput, causal: bool) -> Tensor:
         mask = text.mask_BL
@@ -80,6 +73,18 @@ class TextEncoder(nn.Module):
             return self.bert(input_ids=text.ids_BL, attention_mask=mask).last_hidden_state
         mask = text_mask(mask, causal) if causal else mask
         return self.bert(text.ids_BL, attention_mask=mask, token_type_ids=text.segments_BL).last_hidden_state
+
+
+def pool_text(tokens_BLD: Tensor, mask_BL: Tensor, pooling: Literal["cls", "last", "mean"]) -> Tensor:
+    """The vector that stands for the text, float [B, D]."""
+    match pooling:
+        case "cls":
+            return tokens_BLD[:, 0]
+        case "last":
+            last_B = mask_BL.sum(1) - 1
+            return tokens_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
+        case "mean":
+            return masked_mean(tokens_BLD, mask_BL)
 
 
 SHAPE = (

@@ -16,7 +16,7 @@ from pretrain.distributed import gather, global_mean
 from pretrain.models.interface import Encoded, Fused, Memory, ModelShape
 from pretrain.objectives.config import ITMConfig
 from pretrain.objectives.negatives import draw_negatives, gather_encoded
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Objective, present, two_layers
 from pretrain.objectives.views import Views
 from pretrain.precision import full, in_full_precision
 from shards.errors import UserError
@@ -47,7 +47,9 @@ class ITM(Objective):
             )
         self.config = config
         self.reads = ("fused_swapped",) if config.negatives == "swap" else ("text", "image")
-        self.head = nn.Linear(shape.pooled_width, 2)
+        if config.regions:
+            self.reads = (*self.reads, "phrase", "region")
+        self.head = nn.Linear(shape.pooled_width, 2) if config.head == "linear" else two_layers(shape.pooled_width, 2)
 
     def score(self, fused: Fused) -> Tensor:
         """Log-odds of a match, float [B]."""
@@ -62,16 +64,21 @@ class ITM(Objective):
         if self.config.negatives == "swap":
             match_B = views.swap.match_B
             return matching_loss(self.head(views.fused_swapped.pooled_BD), match_B, torch.ones_like(match_B))
-        return self._against_negatives(views)
+        loss = self._against_negatives(views, views.text, views.image, views.memory, views.batch.group_B)
+        if not self.config.regions:
+            return loss
+        group_B = present(views.batch.phrase_group_B)
+        of_regions = self._against_negatives(views, views.phrase, views.region, views.region_memory, group_B)
+        return loss + self.config.regions * of_regions
 
-    def _against_negatives(self, views: Views) -> Tensor:
-        text, image, draws_BK, group_B = views.text, views.image, views.batch.draws_BK, views.batch.group_B
+    def _against_negatives(self, views: Views, text: Encoded, image: Encoded, right: Memory, group_B: Tensor) -> Tensor:
+        """Each text with its image (`right`: the images as the trunk remembers them), and both with a wrong partner."""
+        draws_BK = views.batch.draws_BK
         every = self.config.pool == "global"
         texts, images = (gather_encoded(text), gather_encoded(image)) if every else (text, image)
         allowed_BG = group_B[:, None] != (gather(group_B) if every else group_B)
         wrong_text = texts.rows(self._draw(image, texts, allowed_BG, draws_BK[:, Draw.WRONG_TEXT]))
         wrong_image = images.rows(self._draw(text, images, allowed_BG, draws_BK[:, Draw.WRONG_IMAGE]))
-        right = views.memory
         memory = Memory.concatenate([right, right, views.model.remember(wrong_image)])
         fused = views.model.fuse(Encoded.concatenate([text, wrong_text, text]), memory)
         match_R = torch.arange(3 * len(group_B), device=group_B.device) < len(group_B)
