@@ -30,7 +30,7 @@ class SystemRow:
 
     Attributes:
         parameters: Of the model and its heads, momentum copies left out.
-        published: What `SystemConfig.parameters` says, and `counted`, the same part here.
+        stated: What `SystemConfig.parameters` says, and `counted`, the same part here.
         verified: Values of the file that were read in official code, and all that say where they are from.
     """
 
@@ -40,7 +40,7 @@ class SystemRow:
     inputs: str
     objectives: list[str]
     parameters: int
-    published: float
+    stated: float
     counted: int
     held_by: str
     verified: tuple[int, int]
@@ -80,7 +80,7 @@ def read_system(file: Path) -> SystemRow:
         inputs=_inputs(config.model.vision),
         objectives=list(config.objectives.chosen),
         parameters=count(task, "all"),
-        published=config.system.parameters,
+        stated=config.system.parameters,
         counted=count(task, config.system.counts),
         held_by=config.system.held_by,
         verified=_sources(file),
@@ -112,10 +112,8 @@ def table(rows: Sequence[SystemRow]) -> str:
     """The rows for people, one system after the other."""
     lines = []
     for row in rows:
-        size = (
-            f"{row.parameters / 1e6:.1f}M parameters (published {row.published / 1e6:.1f}M, the same part here "
-            f"{row.counted / 1e6:.1f}M)"
-        )
+        size = f"{row.parameters / 1e6:.1f}M parameters"
+        size += f" (stated {row.stated / 1e6:.1f}M, the same part here {row.counted / 1e6:.1f}M)"
         lines.append(f"{row.name}: {row.stream}-stream, {row.trunk}, {row.inputs}, {' + '.join(row.objectives)}")
         lines.append(f"    {size}; {row.state}")
     return "\n".join(lines)

@@ -28,9 +28,9 @@ NAMES = (
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_system_has_the_published_size(file):
+def test_a_system_has_the_size_it_states(file):
     row = read_system(file)
-    assert row.counted == pytest.approx(row.published, rel=0.01)
+    assert row.counted == pytest.approx(row.stated, rel=0.01)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
