@@ -60,7 +60,7 @@ class Measurement:
 
 def matches(checkpoint: Checkpoint) -> bool:
     """Whether the checkpoint can score a pair by reading image and text together."""
-    return "itm" in checkpoint.task.objectives and checkpoint.config.model.fusion.trunk != "none"
+    return checkpoint.task.matcher is not None and checkpoint.config.model.fusion.trunk != "none"
 
 
 def shares(checkpoint: Checkpoint) -> bool:

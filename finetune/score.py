@@ -28,8 +28,10 @@ from finetune.retrieval import RetrievalSet
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint
 from pretrain.data.images import evaluation_images
+from pretrain.data.regions import stack_rows
 from pretrain.models.interface import Encoded, Fused, TextInput
 from pretrain.objectives.itm import ITM
+from pretrain.objectives.pollution import Pollution
 from shards.console import progress
 from shards.errors import Stopped
 
@@ -132,9 +134,9 @@ class Scorer:
         return log_odds_IU[:, self.distinct_T], logit_IU[:, self.distinct_T]
 
     @property
-    def _head(self) -> ITM:
-        head = self.checkpoint.task.objectives["itm"]
-        assert isinstance(head, ITM)
+    def _head(self) -> ITM | Pollution:
+        head = self.checkpoint.task.matcher
+        assert head is not None, "the caller knows that the model can match"
         return head
 
     def matching(self, image_P: Indices, text_P: Indices) -> Scores:
@@ -174,14 +176,37 @@ class Scorer:
         needed, local_P = np.unique(image_P, return_inverse=True)
         model = self.checkpoint.task.model
         memory = model.remember(self._encode_images(needed))
-        order_P = np.argsort(self.texts.lengths_U.numpy()[text_P], kind="stable")
+        order_P = np.argsort(self._lengths_U[text_P], kind="stable")
         scores_PH = torch.zeros(len(image_P), len(heads))
         for part in _parts(order_P, self.batching.pairs):
-            text = self.texts.rows(torch.from_numpy(text_P[part]), self.device)
+            text = self._pair_texts(image_P[part], text_P[part])
             fused = model.fuse(text, memory.rows(torch.from_numpy(local_P[part]).to(self.device)))
             scores_PH[part] = torch.stack([head(fused).float() for head in heads], 1).cpu()
             advance(len(part))
         return scores_PH
+
+    @property
+    def _lengths_U(self) -> Indices:
+        """Of each distinct text, to bring similar ones together."""
+        if self._tagged:
+            return np.array([len(text.split()) for text in self._distinct], np.int64)
+        return self.texts.lengths_U.numpy()
+
+    @property
+    def _tagged(self) -> bool:
+        """Whether a text is read with the tags of the image that it meets, so that it differs from pair to pair."""
+        return self.checkpoint.config.data.second == "tags"
+
+    def _pair_texts(self, image_P: Indices, text_P: Indices) -> Encoded:
+        if not self._tagged:
+            return self.texts.rows(torch.from_numpy(text_P), self.device)
+        tokenizer, most = self.checkpoint.tokenizer, self.checkpoint.config.data.max_tokens
+        tags = {image: " ".join(self.data.source[int(image)].tags) for image in np.unique(image_P)}
+        pairs = zip(image_P, text_P, strict=True)
+        texts = [tokenizer.encode(self._distinct[text], most, tags[image]) for image, text in pairs]
+        ids_BL, mask_BL = tokenizer.pad([text.ids_L for text in texts])
+        segments_BL = torch.from_numpy(stack_rows([text.segments_L for text in texts]))
+        return self.checkpoint.task.model.encode_text(TextInput(ids_BL, mask_BL, segments_BL).to(self.device))
 
     def _embed_images(self) -> Tensor:
         """float32 [I, E]."""

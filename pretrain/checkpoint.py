@@ -30,7 +30,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import FILE as TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine
-from pretrain.folder import CONFIG, LATEST, STATE
+from pretrain.folder import BEST, CONFIG, LATEST, STATE
 from pretrain.hub import fetch, hub_place
 from pretrain.models.build import self_contained
 from pretrain.settings import dump_config, load_config
@@ -74,7 +74,8 @@ class Checkpoint:
 
 
 def find_checkpoint(place: str | Path) -> Path:
-    """The checkpoint folder that `place` means: itself, the latest of a run folder, or what a hub has (`pretrain.hub`).
+    """The checkpoint folder that `place` means: itself, the best of a run folder that was validated, else its latest,
+    or what a hub has (`pretrain.hub`).
 
     Raises:
         UserError: no whole checkpoint lies there.
@@ -82,8 +83,9 @@ def find_checkpoint(place: str | Path) -> Path:
     """
     hub = hub_place(place)
     path = fetch(hub, [WEIGHTS, CONFIG, TOKENIZER, STATE]) if hub else Path(place)
-    if (path / STATE).is_file():
-        return path
+    for folder in (path, path / BEST):
+        if (folder / STATE).is_file():
+            return folder
     pointer = path / "checkpoints" / LATEST
     if pointer.is_file() and (found := pointer.parent / pointer.read_text().strip() / STATE).is_file():
         return found.parent

@@ -14,7 +14,8 @@ from typing import Any
 
 CONFIG, LOG, PROCESS, LEDGER = "config.yaml", "log.jsonl", "process.json", "quarantine.jsonl"
 BOARD, DAMAGE, CHECKPOINTS = "tensorboard", "damage", "checkpoints"
-OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, CHECKPOINTS)
+BEST, VALIDATION = "best", "validation.jsonl"
+OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, CHECKPOINTS, BEST, VALIDATION)
 LATEST, STATE = "latest", "state.json"
 """The pointer in `CHECKPOINTS`, and the file that each checkpoint has."""
 

@@ -132,6 +132,7 @@ def shrink(config: PretrainConfig, labels: Path) -> PretrainConfig:
     model = values["model"]
     model["image_size"] = 64
     model["embedding_dim"] = model["embedding_dim"] and 16
+    model["image_projection"] = True  # small towers have widths of their own
     if model["projection"]:
         model["projection"] |= {"hidden": 32}
     _tiny_text(model["text"])

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, Sick, check_accelerator, start_process_group, world_from_environment
 from pretrain.folder import DAMAGE, newest_checkpoint
 from pretrain.metrics import reporting
+from pretrain.models.resize import at_size
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.process import announced
 from pretrain.rollback import SpikeGuard, check_budget, quarantine, read_ledger
@@ -32,6 +34,9 @@ from shards.reader import ShardSet
 from shards.selection import Selected
 from shards.sources.base import Source
 from shards.stream import ShardStream
+
+Judge = Callable[[Path], bool]
+"""Looks at a checkpoint that was just written, on all ranks alike: True ends the run there."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,15 @@ def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | N
         raise UserError(f"`ckpt` lacks {len(lost)} weights of the model, the first is {lost[0]}")
 
 
-def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoint | None = None) -> Path:
+def fit(
+    config: PretrainConfig, source: Source | None = None, initial: Checkpoint | None = None, judge: Judge | None = None
+) -> Path:
     """Trains as `config` says and returns the last checkpoint.
 
     Args:
         source: What to train on; None opens `config.data.shards`.
         initial: Weights to start from; heads that it lacks start fresh. Its tokenizer replaces the configured one.
+        judge: Sees each checkpoint and may end the run.
 
     Raises:
         UserError: before any process group starts or file is written.
@@ -131,7 +139,7 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
         if initial:
             load_initial(task, initial)
         freeze(task, config.optim.freeze)
-        return _loop(config, inputs, Engine(task.to(device).train(), config), device)
+        return _loop(config, inputs, Engine(task.to(device).train(), config), device, judge)
 
 
 def facts(config: PretrainConfig, inputs: Inputs) -> dict[str, object]:
@@ -141,8 +149,13 @@ def facts(config: PretrainConfig, inputs: Inputs) -> dict[str, object]:
 
 
 def load_initial(task: Task, initial: Checkpoint) -> None:
-    """Copies the model and every head that both have."""
+    """Copies the model, stretched to another image size if need be, and every head that both have."""
     known = initial.task.state_dict()
+    towers = {"model.": task.model} | ({"momentum.model.": task.momentum.model} if task.momentum else {})
+    for place, model in towers.items():
+        part = {name.removeprefix(place): value for name, value in known.items() if name.startswith(place)}
+        if part:
+            known |= {place + name: value for name, value in at_size(part, model).items()}
     task.load_state_dict({k: v for k, v in known.items() if k in task.state_dict()}, strict=False)
     if initial.task.momentum is None:
         task.start_momentum()
@@ -158,7 +171,7 @@ class Life:
     saved: Path | None = None
 
 
-def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device) -> Path:
+def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device, judge: Judge | None) -> Path:
     """Trains to the end; goes back from a sick batch, and past it, as often as the budget allows."""
     out = Path(config.run.out)
     while True:
@@ -166,7 +179,7 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
         torch.manual_seed(config.run.seed + 1 + distributed.rank())  # dropout differs between ranks
         _continue(life, engine, out)
         try:
-            return _steps(config, inputs.tokenizer, engine, device, life)
+            return _steps(config, inputs.tokenizer, engine, device, life, judge)
         except Sick as sick:
             check_budget(out, sick, life.saved, config.run.max_rollbacks)
             distributed.barrier()  # all have read the ledger
@@ -176,7 +189,14 @@ def _loop(config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.
             distributed.barrier()
 
 
-def _steps(config: PretrainConfig, tokenizer: Tokenizer, engine: Engine, device: torch.device, life: Life) -> Path:
+def _steps(
+    config: PretrainConfig,
+    tokenizer: Tokenizer,
+    engine: Engine,
+    device: torch.device,
+    life: Life,
+    judge: Judge | None,
+) -> Path:
     run = config.run
     with (
         reporting(config, life.start, distributed.rank(), engine.task) as metrics,
@@ -184,6 +204,7 @@ def _steps(config: PretrainConfig, tokenizer: Tokenizer, engine: Engine, device:
         watching(run.silence_timeout, distributed.rank(), life.start) as pulse,
     ):
         batches = life.stream.batches(run.steps - life.start)
+        judged = life.saved
         for step in range(life.start, run.steps):
             before = time.monotonic()
             batch = next(batches)
@@ -201,6 +222,11 @@ def _steps(config: PretrainConfig, tokenizer: Tokenizer, engine: Engine, device:
             pulse.beat(done)
             if stepped.stop and not last:
                 _leave(done, run.steps)
+            if judge and life.saved and life.saved != judged:
+                judged = life.saved
+                if judge(life.saved):
+                    break
+                pulse.beat(done)
     return life.saved or _save(config, life.start, engine, tokenizer, life, must=True)
 
 

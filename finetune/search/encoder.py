@@ -34,7 +34,7 @@ class Encoder:
     @property
     def matches(self) -> bool:
         """Whether there is a matching head to re-rank with."""
-        return "itm" in self.checkpoint.task.objectives and self.checkpoint.config.model.fusion.trunk != "none"
+        return self.checkpoint.task.matcher is not None and self.checkpoint.config.model.fusion.trunk != "none"
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Encoded:
@@ -55,8 +55,9 @@ class Encoder:
     @torch.inference_mode()
     def match(self, text: Encoded, image: Encoded) -> Scores:
         """The matching head's log-odds of row i of the texts with row i of the images, float32 [P]."""
-        fused = self.model.fuse(text, self.model.remember(image))
-        return self.checkpoint.task.objectives["itm"].score(fused).float().cpu().numpy()  # type: ignore[operator]
+        matcher = self.checkpoint.task.matcher
+        assert matcher is not None, "the caller asked `can_match`"
+        return matcher.score(self.model.fuse(text, self.model.remember(image))).float().cpu().numpy()
 
 
 def embeddings(encoded: Encoded) -> Embeddings:

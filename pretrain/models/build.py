@@ -14,6 +14,7 @@ from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Mem
 from pretrain.models.joint import Joint
 from pretrain.models.text import self_contained_text
 from pretrain.models.tower import text_encoder, visual_embedder
+from shards.errors import UserError
 
 Trunk = Joint | CoAttention | TextQueriesImage | EncoderDecoder | FirstAdded
 
@@ -29,7 +30,7 @@ class DuoModel(nn.Module):
         super().__init__()
         self.vision = visual_embedder(config.vision, config.image_size)
         self.text = text_encoder(config.text, vocabulary)
-        self.image_projection = _projection(self.vision.pooled_width, config)
+        self.image_projection = _image_projection(self.vision.pooled_width, config)
         self.text_projection = _projection(self.text.width, config)
         self._shared_text = config.fusion.shared_text
         self.fusion = _trunk(config, self.text.width, self.vision.width)
@@ -101,6 +102,17 @@ def _projection(width: int, config: ModelConfig) -> nn.Module:
     layers = [nn.Linear(width, between.hidden), ACTIVATIONS[between.activation]()]
     norm = [nn.LayerNorm(between.hidden, config.fusion.eps)] if between.norm else []
     return nn.Sequential(*layers, *norm, nn.Linear(between.hidden, last, bias=config.projection_bias))
+
+
+def _image_projection(width: int, config: ModelConfig) -> nn.Module:
+    if config.image_projection:
+        return _projection(width, config)
+    if config.embedding_dim not in (None, width):
+        raise UserError(
+            f"`model.embedding_dim` (={config.embedding_dim}) must be the width of the image's vector (={width}), "
+            "because `model.image_projection` is false"
+        )
+    return nn.Identity()
 
 
 def _trunk(config: ModelConfig, text_width: int, image_width: int) -> Trunk | None:

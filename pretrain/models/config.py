@@ -211,7 +211,8 @@ class ModelConfig(Section):
     """trunk x visual embedder x text embedder.
 
     `embedding_dim` is the size of the shared space that both sides are projected to, null for none; `projection_bias`
-    false leaves out the biases there (CLIP), `projection` puts a layer in between.
+    false leaves out the biases there (CLIP), `projection` puts a layer in between. `image_projection` false takes the
+    image's own vector, which then must have that size (ALIGN).
     """
 
     image_size: int = Field(224, ge=16)
@@ -221,3 +222,4 @@ class ModelConfig(Section):
     embedding_dim: int | None = Field(256, ge=8)
     projection_bias: bool = True
     projection: ProjectionConfig | None = None
+    image_projection: bool = True

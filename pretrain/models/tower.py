@@ -11,6 +11,7 @@ from pretrain.models.blocks import SelfBlock, initialize
 from pretrain.models.config import BlocksConfig, TextConfig, VisionConfig
 from pretrain.models.interface import ImageInput, TextInput
 from pretrain.models.masks import text_mask
+from pretrain.models.packing import Packing
 from pretrain.models.patches import PatchEmbedder
 from pretrain.models.regions import RegionEmbedder
 from pretrain.models.text import TextEncoder, pool_text
@@ -48,9 +49,11 @@ class ImageTower(nn.Module):
 
     def forward(self, image: ImageInput) -> ImageTokens:
         tokens_BND, mask_BN, pooled_BP = self.embedder(image)
+        packing = Packing.of(mask_BN)
+        x_PD = packing.pack(tokens_BND)
         for block in self.blocks:
-            tokens_BND = block(tokens_BND, mask_BN[:, None, None, :])
-        tokens_BND = self.final_norm(tokens_BND)
+            x_PD = block(x_PD, packing, packing.keys_B11T)
+        tokens_BND = packing.pad(self.final_norm(x_PD))
         match self.pooling:
             case "own":
                 return ImageTokens(tokens_BND, mask_BN, pooled_BP)
@@ -103,8 +106,9 @@ class TextTower(nn.Module):
     def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens float [B, L, D] and pooled float [B, D]."""
         tokens_BLD, _ = self.encoder(text, causal)
-        mask_B1LL = text_mask(text.mask_BL, causal)
+        packing = Packing.of(text.mask_BL)
+        x_PD, mask_B1LL = packing.pack(tokens_BLD), text_mask(packing, causal)
         for block in self.blocks:
-            tokens_BLD = block(tokens_BLD, mask_B1LL)
-        tokens_BLD = self.final_norm(tokens_BLD)
+            x_PD = block(x_PD, packing, mask_B1LL)
+        tokens_BLD = packing.pad(self.final_norm(x_PD))
         return tokens_BLD, pool_text(tokens_BLD, text.mask_BL, self.pooling)

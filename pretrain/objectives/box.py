@@ -10,13 +10,14 @@ from pretrain.models.interface import ModelShape
 from pretrain.objectives.boxes import box_loss
 from pretrain.objectives.config import BoxConfig
 from pretrain.objectives.objective import Objective, present, two_layers
-from pretrain.objectives.views import Views
+from pretrain.objectives.views import Look, Views
 
 
 class Box(Objective):
     """Owns two layers that end in centre, width and height as shares of the image."""
 
     reads = ("fused_phrase",)
+    look = Look.PAIR
 
     def __init__(self, config: BoxConfig, shape: ModelShape) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ Shapes: B pairs on this rank, K regions, M hidden regions, D width, F region fea
 from torch import Tensor, nn
 
 from pretrain.models.interface import ModelShape
+from pretrain.models.packing import at
 from pretrain.objectives.config import MRAConfig, MRCConfig, MRFConfig
 from pretrain.objectives.objective import Objective, present
 from pretrain.objectives.regions import attribute_loss, distribution_loss, feature_regression, label_loss
@@ -35,7 +36,7 @@ class RegionHead(Objective):
         """float [M, outputs]."""
         [view] = self.reads
         image_BND = present(getattr(views, view).image_BND)
-        return self.output(self.transform(image_BND[:, self.prefix :][hidden(views)]))
+        return self.output(self.transform(at(image_BND[:, self.prefix :], hidden(views))))
 
 
 class MRF(RegionHead):

@@ -110,7 +110,7 @@ def lightningdot() -> int:
 def meter() -> int:
     crossing = BertConfig(is_decoder=True, add_cross_attention=True)
     text = size(RobertaModel(RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1), False))
-    image = size(CLIPVisionModel(CLIPVisionConfig(patch_size=16, image_size=288)))
+    image = size(CLIPVisionModel(CLIPVisionConfig(patch_size=16, image_size=288, num_hidden_layers=11)))
     return text + image + 12 * size(BertLayer(crossing)) + 4 * size(nn.Linear(D, D)) + 2 * D
 
 

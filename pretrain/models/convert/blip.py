@@ -1,7 +1,9 @@
 """BLIP (arXiv:2201.12086) as `transformers.BlipForImageTextRetrieval` keeps it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from pretrain.models.convert.bert import TIED, WORDS, attention, embedding_options, layer, trunk_options
 from pretrain.models.convert.rules import Rule, Table, modules
@@ -42,7 +44,7 @@ BACKBONES = {
 """timm's vision transformers by the epsilon of their norms; their shape comes from the options."""
 
 
-def blip_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def blip_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our configuration for a config.json of BLIP.
 
     Raises:

@@ -1,7 +1,9 @@
 """CLIP (arXiv:2103.00020) as `transformers.CLIPModel` and open_clip keep it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from pretrain.models.convert.rules import Rule, Table, modules
 from shards.errors import UserError
@@ -32,7 +34,23 @@ CLIP = Table(
 )
 """`transformers.CLIPModel`."""
 
-_SEEN, _READ = "visual.transformer.resblocks.{n}.", "transformer.resblocks.{n}."
+_READ = "transformer.resblocks.{n}."
+
+
+def open_clip_image(before: str = "") -> tuple[Rule, ...]:
+    """The image tower up to its last norm, in OpenAI's names behind `before`."""
+    seen = f"{before}visual."
+    layer = f"{seen}transformer.resblocks.{{n}}."
+    return (
+        Rule((f"{seen}class_embedding",), (f"{_VISION}cls_token",)),
+        Rule((f"{seen}positional_embedding",), (f"{_VISION}pos_embed",)),
+        Rule((f"{seen}conv1.weight",), (f"{_VISION}patch_embed.proj.weight",)),
+        *modules(seen, _VISION, {"ln_pre": "norm_pre", "ln_post": "norm"}),
+        *modules(layer, _BLOCK, {"ln_1": "norm1", "ln_2": "norm2", "attn.out_proj": "attn.proj"}),
+        *modules(layer, _BLOCK, {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}),
+        Rule((f"{layer}attn.in_proj_{{kind}}",), (f"{_BLOCK}attn.qkv.{{kind}}",)),
+    )
+
 
 OPEN_CLIP = Table(
     (
@@ -42,16 +60,10 @@ OPEN_CLIP = Table(
         Rule(("ln_final.{kind}",), ("model.text.bert.final_layer_norm.{kind}",)),
         Rule(("text_projection",), ("model.text_projection.weight",), "transpose"),
         Rule(("visual.proj",), ("model.image_projection.weight",), "transpose"),
-        Rule(("visual.class_embedding",), (f"{_VISION}cls_token",)),
-        Rule(("visual.positional_embedding",), (f"{_VISION}pos_embed",)),
-        Rule(("visual.conv1.weight",), (f"{_VISION}patch_embed.proj.weight",)),
-        *modules("visual.", _VISION, {"ln_pre": "norm_pre", "ln_post": "norm"}),
-        *modules(_SEEN, _BLOCK, {"ln_1": "norm1", "ln_2": "norm2", "attn.out_proj": "attn.proj"}),
-        *modules(_SEEN, _BLOCK, {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}),
+        *open_clip_image(),
         *modules(_READ, _TEXT_LAYER, {"ln_1": "layer_norm1", "ln_2": "layer_norm2"}),
         *modules(_READ, _TEXT_LAYER, {"attn.out_proj": "self_attn.out_proj"}),
         *modules(_READ, _TEXT_LAYER, {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}),
-        Rule((f"{_SEEN}attn.in_proj_{{kind}}",), (f"{_BLOCK}attn.qkv.{{kind}}",)),
         Rule(
             (f"{_READ}attn.in_proj_{{kind}}",),
             tuple(f"{_TEXT_LAYER}self_attn.{part}_proj.{{kind}}" for part in _QKV),
@@ -67,7 +79,7 @@ BACKBONES = {"quick_gelu": "vit_base_patch16_clip_quickgelu_224", "gelu": "vit_b
 EPS = 1e-5
 
 
-def clip_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def clip_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our configuration for a config.json of `transformers.CLIPModel`.
 
     Raises:
@@ -106,7 +118,7 @@ def clip_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[
     return {"model": model, "objectives": {"itc": {}}, "data": {"max_tokens": text.max_position_embeddings}}
 
 
-def open_clip_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def open_clip_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our configuration for an open_clip_config.json.
 
     Raises:

@@ -1,13 +1,17 @@
 """LXMERT (arXiv:1908.07490) as `transformers.LxmertForPreTraining` keeps it: two streams and the heads for words and
 matching. Its heads for objects and answers have no counterpart and must be allowed by name."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.models.config import ModelConfig
-from pretrain.models.convert.bert import QKV, TIED, attention, layer, word_head
+from pretrain.models.convert.bert import QKV, TIED, attention, layer, own_words, word_head, word_ties
 from pretrain.models.convert.rules import Rule, Table, modules
 from pretrain.models.text import SHAPE
+
+_WORDS, HEAD = "lxmert.embeddings.", "cls.predictions"
 
 
 def lxmert_table(config: ModelConfig) -> Table:
@@ -28,10 +32,11 @@ def lxmert_table(config: ModelConfig) -> Table:
             *modules("lxmert.", "model.fusion.", {"pooler.dense": "pooler.text"}),
             *layer("lxmert.encoder.r_layers.{n}", "model.fusion.blocks.{n}"),
             *(rule for number in range(steps.count("cross")) for rule in _bridge(number, images + number)),
-            *word_head("cls.predictions"),
+            *word_head(HEAD),
             *modules("cls.", "objectives.itm.", {"seq_relationship": "head"}),
         ),
         ignored=TIED,
+        tied=word_ties(HEAD, _WORDS),
     )
 
 
@@ -55,7 +60,7 @@ def _bridge(theirs: int, ours: int) -> tuple[Rule, ...]:
     return rules
 
 
-def lxmert_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def lxmert_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our configuration for a config.json of LXMERT."""
     from transformers import LxmertConfig
 
@@ -80,6 +85,7 @@ def lxmert_settings(published: Mapping[str, Any], names: Collection[str]) -> dic
         },
         "embedding_dim": None,
     }
-    heads = {"mlm": ("cls.predictions.", {}), "itm": ("cls.seq_relationship.", {"negatives": "swap"})}
-    found = {key: value for key, (head, value) in heads.items() if any(name.startswith(head) for name in names)}
+    words = {"tied": not own_words(tensors, HEAD, _WORDS)}
+    heads = {"mlm": (f"{HEAD}.", words), "itm": ("cls.seq_relationship.", {"negatives": "swap"})}
+    found = {key: value for key, (head, value) in heads.items() if any(name.startswith(head) for name in tensors)}
     return {"model": model, "objectives": found, "data": {"regions": {}, "max_tokens": 20}}

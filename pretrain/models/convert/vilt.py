@@ -1,12 +1,24 @@
 """ViLT (arXiv:2102.03334) as `transformers` keeps it, with its head for words or for retrieval."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pretrain.models.convert.bert import QKV, TIED, WORDS, embedding_options, trunk_options, word_head
+from torch import Tensor
+
+from pretrain.models.convert.bert import (
+    QKV,
+    TIED,
+    WORDS,
+    embedding_options,
+    own_words,
+    trunk_options,
+    word_head,
+    word_ties,
+)
 from pretrain.models.convert.rules import Rule, Table, modules
 
 _BLOCK, _LAYER, _INSIDE = "model.fusion.blocks.{n}.", "vilt.encoder.layer.{n}.", "vilt.embeddings."
+_WORDS, HEAD = f"{_INSIDE}text_embeddings.", "mlm_score"
 
 VILT = Table(
     (
@@ -23,14 +35,15 @@ VILT = Table(
         *modules(_LAYER, _BLOCK, {"intermediate.dense": "feed_forward.0", "output.dense": "feed_forward.3"}),
         *modules(_LAYER, _BLOCK, {"layernorm_before": "norms.0", "layernorm_after": "norms.1"}),
         *modules("vilt.", "model.fusion.", {"layernorm": "final_norm", "pooler.dense": "pooler.text"}),
-        *word_head("mlm_score"),
+        *word_head(HEAD),
         Rule(("rank_output.{kind}",), ("objectives.itm.head.{kind}",), "match"),
     ),
     ignored=(f"{_INSIDE}text_embeddings.position_ids", *TIED),
+    tied=word_ties(HEAD, _WORDS),
 )
 
 
-def vilt_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def vilt_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our configuration for a config.json of ViLT, with the objectives whose heads are among the tensors."""
     from transformers import ViltConfig
 
@@ -44,6 +57,7 @@ def vilt_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[
         "fusion": {"trunk": "joint", "norm": "pre", "types": True, "pooler": "tanh", **trunk_options(config)},
         "embedding_dim": None,
     }
-    heads = {"mlm": ("mlm_score.", {}), "itm": ("rank_output.", {"negatives": "swap"})}
-    found = {key: value for key, (head, value) in heads.items() if any(name.startswith(head) for name in names)}
+    words = {"tied": not own_words(tensors, HEAD, _WORDS)}
+    heads = {"mlm": (f"{HEAD}.", words), "itm": ("rank_output.", {"negatives": "swap"})}
+    found = {key: value for key, (head, value) in heads.items() if any(name.startswith(head) for name in tensors)}
     return {"model": model, "objectives": found, "data": {"max_tokens": config.max_position_embeddings}}

@@ -1,12 +1,22 @@
 """VisualBERT (arXiv:1908.03557) as `transformers` keeps it; its one LayerNorm for words and regions is ours twice."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pretrain.models.convert.bert import TIED, WORDS, embedding_options, layer, trunk_options, word_head
+from torch import Tensor
+
+from pretrain.models.convert.bert import (
+    TIED,
+    WORDS,
+    embedding_options,
+    layer,
+    trunk_options,
+    word_head,
+    word_ties,
+)
 from pretrain.models.convert.rules import Rule, Table, modules
 
-_INSIDE = "visual_bert.embeddings."
+_INSIDE, HEAD = "visual_bert.embeddings.", "cls.predictions"
 
 VISUAL_BERT = Table(
     (
@@ -23,13 +33,14 @@ VISUAL_BERT = Table(
         *modules(_INSIDE, "model.vision.", {"visual_projection": "feature"}),
         *layer("visual_bert.encoder.layer.{n}", "model.fusion.blocks.{n}"),
         *modules("visual_bert.", "model.fusion.", {"pooler.dense": "pooler.text"}),
-        *word_head("cls.predictions"),
+        *word_head(HEAD),
     ),
     ignored=TIED,
+    tied=word_ties(HEAD, _INSIDE),
 )
 
 
-def visual_bert_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def visual_bert_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our configuration for a config.json of VisualBERT."""
     from transformers import VisualBertConfig
 

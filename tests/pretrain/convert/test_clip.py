@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 from pretrain.checkpoint import load_checkpoint
 from pretrain.cli import main
 from pretrain.models.convert.exporting import export_transformers
+from pretrain.models.convert.importing import FORMATS
 from pretrain.models.interface import ImageInput, TextInput
 from shards.errors import UserError
 from tests.parity.weights import distance, shake
@@ -158,7 +159,7 @@ def test_the_commands(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["import", "--format", "transformer", "--from", names[0], "--out", f"{tmp_path}/other"])
     assert ended.value.code == 2
-    expected = "error: `format` (=transformer) must be one of transformers, open_clip, albef, uniter\n"
+    expected = f"error: `format` (=transformer) must be one of {', '.join(FORMATS)}\n"
     assert expected in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(commands["checkpoint: "])
@@ -178,7 +179,7 @@ def test_an_unknown_architecture_is_named(tmp_path):
     save_tokenizer(tmp_path / "published")
     (tmp_path / "published/config.json").write_text('{"model_type": "blip-2"}')
     save_file({"a": torch.zeros(1)}, tmp_path / "published/model.safetensors")
-    with pytest.raises(UserError, match=r"`model_type` \(=blip-2\), known are clip, .*; did you mean `blip`"):
+    with pytest.raises(UserError, match=r"`model_type` \(=blip-2\), known are align, clip, .*; did you mean `blip`"):
         bring(tmp_path / "published", tmp_path / "ours")
 
 
