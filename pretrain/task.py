@@ -66,6 +66,17 @@ class Task(nn.Module):
         if self.config.policy == "one":
             self._active = draw_entry(self.config.mix, seed, step)
 
+    def choose(self, active: Sequence[str]) -> None:
+        """Trains these objectives until `begin` chooses."""
+        self._active = list(active)
+
+    @property
+    def choices(self) -> list[tuple[str, ...]]:
+        """All that `begin` may choose."""
+        if self.config.policy == "one":
+            return [tuple(entry.split("+")) for entry in self.config.mix]
+        return [self.active]
+
     @property
     def active(self) -> tuple[str, ...]:
         """The objectives of this step."""

@@ -20,7 +20,7 @@ from pretrain.data.pollution import Parts, draw_other, pollute
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
 from pretrain.data.shapes import pad_pixels
 from pretrain.data.tokenizer import Text, Tokenizer
-from pretrain.data.transforms import training_pixels
+from pretrain.data.transforms import stack_pixels, training_pixels
 from shards.errors import UserError
 from shards.sample import Identity, Sample
 from shards.sources.base import Source
@@ -127,7 +127,7 @@ class Preparation:
         """Pixels, and their sizes where these differ."""
         if not pixels:
             return None, None
-        return pad_pixels(pixels) if self.config.data.image_shape else (torch.stack(pixels), None)
+        return pad_pixels(pixels) if self.config.data.image_shape else (stack_pixels(pixels), None)
 
     def _phrase(self, sample: Sample, rng: np.random.Generator) -> Phrase | None:
         if self.config.objectives.phrases is None:

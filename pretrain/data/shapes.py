@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from pretrain.config import ImageShapeConfig
 
@@ -31,4 +32,4 @@ def pad_pixels(pixels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     sizes_B2 = torch.tensor([image.shape[:2] for image in pixels])
     height, width = sizes_B2.amax(0).tolist()
     padded = [F.pad(image, (0, 0, 0, width - image.shape[1], 0, height - image.shape[0])) for image in pixels]
-    return torch.stack(padded), sizes_B2
+    return default_collate(padded), sizes_B2  # in a loader's worker: into memory that the consumer shares

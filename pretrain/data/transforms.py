@@ -4,11 +4,13 @@ Every random choice comes from the generator that is passed in, which is a funct
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from pretrain.config import AugmentConfig, ImageShapeConfig
 from pretrain.data.shapes import kept_size
@@ -17,6 +19,15 @@ from shards.sample import Sample
 
 Shape = int | ImageShapeConfig
 """The side of a square, or how the aspect is kept."""
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 def evaluation_pixels(sample: Sample, shape: Shape) -> Tensor:
@@ -28,7 +39,8 @@ def training_pixels(sample: Sample, shape: Shape, config: AugmentConfig, rng: np
     """A randomly changed view; uint8 [H, W, 3]. With every augmentation off it is `evaluation_pixels`."""
     decoded_HWC = decode_image(sample.image, sample.extension)
     if config.crop_scale < 1:
-        decoded_HWC = _random_area(decoded_HWC, config.crop_scale, rng)
+        height, width = decoded_HWC.shape[:2]
+        decoded_HWC = crop(decoded_HWC, random_box(height, width, config.crop_scale, rng))
     pixels_HWC = _resized(decoded_HWC, shape)
     if config.flip and rng.random() < 0.5:
         pixels_HWC = pixels_HWC.flip(1)
@@ -41,20 +53,28 @@ def training_pixels(sample: Sample, shape: Shape, config: AugmentConfig, rng: np
     return pixels_HWC.contiguous()
 
 
+def stack_pixels(pixels: list[Tensor]) -> Tensor:
+    """[S, S, 3] each to [B, S, S, 3]; in a loader's worker straight into memory that the consumer shares."""
+    return default_collate(pixels)
+
+
+def crop(pixels_HWC: np.ndarray, box: Box) -> np.ndarray:
+    """The part of the image, as a view."""
+    return pixels_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
 def _resized(decoded_HWC: np.ndarray, shape: Shape) -> Tensor:
     height, width = decoded_HWC.shape[:2]
     size = shape if isinstance(shape, int) else kept_size(height, width, shape)
     return resize(decoded_HWC, size).permute(1, 2, 0)  # a view: it is channels_last in memory
 
 
-def _random_area(pixels_HWC: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:
-    """A box of a share of the area in [smallest, 1] and an aspect of 3/4 to 4/3 of the image's own."""
-    height, width = pixels_HWC.shape[:2]
+def random_box(height: int, width: int, smallest: float, rng: np.random.Generator) -> Box:
+    """A share of the area in [smallest, 1] and an aspect of 3/4 to 4/3 of the image's own."""
     area, stretch = rng.uniform(smallest, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     h = min(height, max(1, round(height * math.sqrt(area / stretch))))
     w = min(width, max(1, round(width * math.sqrt(area * stretch))))
-    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    return pixels_HWC[top : top + h, left : left + w]
+    return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
 
 
 def _rotate(pixels_HWC: Tensor, degrees: float) -> Tensor:

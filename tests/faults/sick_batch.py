@@ -19,8 +19,8 @@ def main(file: str, out: str, how: str, number: int, *overrides: str) -> None:
     make_stream, step = train._stream, Engine.step
     streams: list[ShardStream[Any]] = []
 
-    def stream_of(config: PretrainConfig, inputs: train.Inputs) -> ShardStream[Any]:
-        streams.append(make_stream(config, inputs))
+    def stream_of(*arguments: Any, **options: Any) -> ShardStream[Any]:
+        streams.append(make_stream(*arguments, **options))
         if how == "spared":
             streams[-1].quarantine(number)
         return streams[-1]
