@@ -11,6 +11,8 @@ HIDES_REGIONS = ("mrf", "mrc", "mra")
 PAIRS_REGIONS = ("itc", "itm", "mlm")
 MIXES_IMAGE = ("joint", "co_attention", "first_added")
 """Trunks in which image tokens see the text."""
+WRITES = {"joint": ("causal", "prefix"), "encoder_decoder": ("causal", "prefix"), "text_queries_image": ("causal",)}
+"""Trunks that can write a text from left to right, and what they may be given of it."""
 
 
 def misfit(objectives: ObjectivesConfig, fusion: FusionConfig) -> str | None:
@@ -23,6 +25,8 @@ def misfit(objectives: ObjectivesConfig, fusion: FusionConfig) -> str | None:
             f"`objectives.{found[0]}` reads image tokens that have seen the text, so `model.fusion.trunk` (={trunk}) "
             f"must be one of {', '.join(MIXES_IMAGE)}"
         )
+    if objectives.lm and objectives.lm.attention not in WRITES.get(trunk, ()):
+        return f"`objectives.lm.attention` (={objectives.lm.attention}) is nothing that `{trunk}` can do"
     if objectives.seq2seq and trunk != "joint":
         return f"`objectives.seq2seq` needs its attention mask, so `model.fusion.trunk` (={trunk}) must be joint"
     return None
