@@ -170,12 +170,14 @@ class PollutionConfig(ObjectiveConfig):
 
     `second` replaces the second segment with probability `probability`: tags (OSCAR, arXiv:2004.06165) or a second
     caption (VisualBERT, arXiv:1908.03557). `caption` replaces the caption and leaves the image its own tags (OSCAR's
-    fine-tuning). `three_way` replaces the caption or the tags, half of the time each (VinVL,
-    arXiv:2101.00529).
+    fine-tuning). `three_way` replaces the caption or the tags, half of the time each (VinVL, arXiv:2101.00529). `text`
+    is what is judged: the `clean` text, or the `masked` one, in the forward that predicts its words too, as those
+    systems do.
     """
 
     kind: Literal["second", "caption", "three_way"] = "second"
     probability: float = Field(0.5, gt=0, lt=1)
+    text: Literal["clean", "masked"] = "clean"
 
     @property
     def classes(self) -> int:
