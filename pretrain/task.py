@@ -21,12 +21,14 @@ from pretrain.objectives.mlm import MLM, Seq2Seq
 from pretrain.objectives.mrm import MRA, MRC, MRF
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.pollution import Pollution
+from pretrain.objectives.triplet import Triplet
 from pretrain.objectives.views import Look, Teacher, Views
 from pretrain.objectives.wra import WRA
 from pretrain.policy import draw_entry
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "itc": ITC,
+    "triplet": Triplet,
     "itm": ITM,
     "mlm": MLM,
     "seq2seq": Seq2Seq,
@@ -64,6 +66,17 @@ class Task(nn.Module):
         if self.config.policy == "one":
             self._active = draw_entry(self.config.mix, seed, step)
 
+    def choose(self, active: Sequence[str]) -> None:
+        """Trains these objectives until `begin` chooses."""
+        self._active = list(active)
+
+    @property
+    def choices(self) -> list[tuple[str, ...]]:
+        """All that `begin` may choose."""
+        if self.config.policy == "one":
+            return [tuple(entry.split("+")) for entry in self.config.mix]
+        return [self.active]
+
     @property
     def active(self) -> tuple[str, ...]:
         """The objectives of this step."""
@@ -73,6 +86,15 @@ class Task(nn.Module):
         """Returns each objective's loss and, as `loss`, their weighted sum; each a float scalar of this rank's part."""
         with torch.autocast(batch.token_ids_BL.device.type, self.autocast, enabled=self.autocast is not None):
             return self._losses(batch)
+
+    @property
+    def matcher(self) -> ITM | Pollution | None:
+        """The objective whose head judges whether a text is an image's own: matching, or captions told from polluted
+        ones."""
+        for head in self.objectives.values():
+            if isinstance(head, ITM) or (isinstance(head, Pollution) and head.config.kind == "caption"):
+                return head
+        return None
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         active = self._named(self._active)

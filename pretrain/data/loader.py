@@ -18,7 +18,7 @@ from pretrain.data.phrases import Phrase, draw_phrase
 from pretrain.data.pollution import Parts, draw_other, pollute
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
 from pretrain.data.tokenizer import Text, Tokenizer
-from pretrain.data.transforms import training_pixels
+from pretrain.data.transforms import stack_pixels, training_pixels
 from shards.errors import UserError
 from shards.sample import Identity, Sample
 from shards.sources.base import Source
@@ -105,7 +105,7 @@ class Preparation:
         phrases = [item.phrase for item in items if item.phrase is not None]
         pixels = [item.pixels_HWC for item in items if item.pixels_HWC is not None]
         return Batch(
-            pixels_BHWC=torch.stack(pixels) if pixels else None,
+            pixels_BHWC=stack_pixels(pixels) if pixels else None,
             token_ids_BL=token_ids_BL,
             token_mask_BL=token_mask_BL,
             segments_BL=self._segments([item.text.segments_L for item in items]),

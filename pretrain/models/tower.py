@@ -43,6 +43,10 @@ class ImageTower(nn.Module):
         self.final_norm = nn.LayerNorm(self.width, blocks.eps) if depth and blocks.norm == "pre" else nn.Identity()
         initialize(self.blocks)
 
+    def share_norm(self, norm: nn.Module) -> None:
+        assert isinstance(self.embedder, RegionEmbedder)
+        self.embedder.share_norm(norm)
+
     def forward(self, image: ImageInput) -> ImageTokens:
         tokens_BND, mask_BN, pooled_BP = self.embedder(image)
         packing = Packing.of(mask_BN)

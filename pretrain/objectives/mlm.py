@@ -22,7 +22,7 @@ class MLM(LanguageHead):
     look = Look.HIDDEN_WORDS
 
     def __init__(self, config: MLMConfig, shape: ModelShape) -> None:
-        super().__init__(shape)
+        super().__init__(shape, config.tied, config.eps)
         self.config = config
         self.follows = config.targets == "distilled"
         self.reads = ("fused_masked_both" if config.image == "masked" else "fused_masked_text",)

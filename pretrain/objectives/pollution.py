@@ -5,7 +5,7 @@ Which texts are polluted, and how, is decided when the batch is made (`pretrain.
 
 from torch import Tensor, nn
 
-from pretrain.models.interface import ModelShape
+from pretrain.models.interface import Fused, ModelShape
 from pretrain.objectives.config import PollutionConfig
 from pretrain.objectives.itm import matching_loss
 from pretrain.objectives.objective import Objective
@@ -19,8 +19,18 @@ class Pollution(Objective):
 
     def __init__(self, config: PollutionConfig, shape: ModelShape) -> None:
         super().__init__()
+        self.config = config
         self.reads = (f"fused_{'masked_text' if config.text == 'masked' else 'clean'}",)
         self.head = nn.Linear(shape.pooled_width, config.classes)
+
+    def score(self, fused: Fused) -> Tensor:
+        """Log-odds that the text is the image's own, float [B]."""
+        logits_BC = self.head(fused.pooled_BD)
+        return logits_BC[:, 0] - logits_BC[:, 1:].logsumexp(1)
+
+    def match_logit(self, fused: Fused) -> Tensor:
+        """The logit of class 0 alone, float [B]."""
+        return self.head(fused.pooled_BD)[:, 0]
 
     def forward(self, views: Views) -> Tensor:
         pollution_B = views.batch.pollution_B
