@@ -46,13 +46,15 @@ class Job:
 
     def look(self) -> tuple[bool, bool]:
         """Whether it goes on, and whether it has failed. Raises what nobody expects of a disk."""
-        if self.failure is None and not self.alive:
+        alive = self.alive  # asked once: it may end at any moment
+        if self.failure is None and not alive:
             if self._raised and not isinstance(self._raised, EXPECTED):
                 raise self._raised
             self.failure = self._raised
         elif self.failure is None and time.monotonic() >= self._deadline:
             self.failure = TimeoutError(f"not written within {self._seconds:g} s (half of `run.silence_timeout`)")
-        return self.failure is None and self.alive, self.failure is not None
+        failed = self.failure is not None
+        return alive and not failed, failed
 
     def wait(self, seconds: float | None = None) -> None:
         """Until it has ended or failed, at most `seconds`."""

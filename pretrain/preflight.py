@@ -23,8 +23,8 @@ from pretrain.train import check, facts
 from shards.console import run
 from shards.errors import UserError
 
-BYTES_PER_PARAMETER = 16
-"""Of a checkpoint: float32 weights twice (once for use, once for resuming), and AdamW's two moments."""
+BYTES_PER_PARAMETER = 28
+"""Of a checkpoint: float32 weights three times (for use, in the module, with the optimizer), AdamW's moments twice."""
 PROBE = 64 * 2**20
 ROUNDS = 5
 

@@ -155,7 +155,7 @@ def _ready(config: PretrainConfig, inputs: Inputs, initial: Checkpoint | None, d
     freeze(task, config.optim.freeze)
     engine = Engine(task.to(device).train(), config)
     if config.run.rehearse:
-        batch = next(_stream(config, inputs, workers=0).batches(1))
+        batch = next(open_stream(config, inputs, workers=0).batches(1))
         rehearse(engine, batch.to(device), config, distributed.world())
     return engine
 
@@ -204,7 +204,7 @@ def _loop(
     saver = Saver(config, inputs.tokenizer, newest_checkpoint(out))
     with contextlib.closing(saver):
         while True:
-            stream = _stream(config, inputs, config.data.workers, ledger)
+            stream = open_stream(config, inputs, config.data.workers, ledger)
             life = Life(stream, SpikeGuard(config.run.spike), saver, judge)
             torch.manual_seed(config.run.seed + 1 + distributed.rank())  # dropout differs between ranks
             _continue(life, engine, out)
@@ -274,7 +274,8 @@ def _leave(done: int, steps: int) -> NoReturn:
     raise Interrupted
 
 
-def _stream(config: PretrainConfig, inputs: Inputs, workers: int, ledger: Path | None = None) -> ShardStream:
+def open_stream(config: PretrainConfig, inputs: Inputs, workers: int, ledger: Path | None = None) -> ShardStream:
+    """This rank's batches from the first on; damaged samples are entered in the file `ledger`."""
     preparation = Preparation(config, inputs.tokenizer, [source for source, _ in inputs.sources])
     return ShardStream(
         [*inputs.sources],

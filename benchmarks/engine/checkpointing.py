@@ -24,7 +24,7 @@ from pretrain.rehearsal import largest
 from pretrain.saving import Saver
 from pretrain.settings import load_config
 from pretrain.task import Task
-from pretrain.train import _stream, check
+from pretrain.train import check, open_stream
 from shards.sources.scenes import ScenesSource
 from shards.tokenizer import write_tokenizer
 from shards.write import build_shards
@@ -43,7 +43,7 @@ class Trainer:
         task = Task(config.model, config.objectives, len(inputs.tokenizer))
         self.parameters = sum(parameter.numel() for parameter in task.parameters())
         self.engine = Engine(task.to(self.device).train(), config)
-        batch = next(_stream(config, inputs, workers=0).batches(1))
+        batch = next(open_stream(config, inputs, workers=0).batches(1))
         self.batch, self.lr = largest(batch, config).to(self.device), config.optim.lr
         self.saver, self.steps = Saver(config, Tokenizer(config.data.tokenizer)), 0
 

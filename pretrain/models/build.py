@@ -12,8 +12,9 @@ from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.initial import start_trunk
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
 from pretrain.models.joint import Joint
+from pretrain.models.regions import RegionEmbedder
 from pretrain.models.text import self_contained_text
-from pretrain.models.tower import text_encoder, visual_embedder
+from pretrain.models.tower import ImageTower, text_encoder, visual_embedder
 from shards.errors import UserError
 
 Trunk = Joint | CoAttention | TextQueriesImage | EncoderDecoder | FirstAdded
@@ -30,6 +31,9 @@ class DuoModel(nn.Module):
         super().__init__()
         self.vision = visual_embedder(config.vision, config.image_size)
         self.text = text_encoder(config.text, vocabulary)
+        if config.vision.region and config.vision.region.norm == "text":
+            assert isinstance(self.vision, RegionEmbedder | ImageTower)
+            self.vision.share_norm(self.text.embedding_norm)
         self.image_projection = _image_projection(self.vision.pooled_width, config)
         self.text_projection = _projection(self.text.width, config)
         self._shared_text = config.fusion.shared_text

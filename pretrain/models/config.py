@@ -36,9 +36,10 @@ class RegionConfig(Section):
     `features` is F; `box` which numbers say where a region is (see `pretrain.models.regions.encode_boxes`); `combine`
     how the two meet: one linear layer over both (`concatenate`), or the `sum` or `mean` of one each. `layers` 2 puts a
     ReLU network over the features, `relu` a ReLU behind what they became. `norm_parts` and `norm` put a LayerNorm on
-    each part and on the result. `classes` appends the detector's distribution over so many classes to the box. `hidden`
-    is what a hidden region becomes: zeros, or a learned vector in place of the feature. `whole_image` puts the mean
-    feature with a full box before the regions, `class_token` a learned vector (LightningDOT).
+    each part and on the result; `norm` `text` is the one that the words have (VisualBERT). `classes` appends the
+    detector's distribution over so many classes to the box. `hidden` is what a hidden region becomes: zeros, or a
+    learned vector in place of the feature. `whole_image` puts the mean feature with a full box before the regions,
+    `class_token` a learned vector (LightningDOT).
     """
 
     features: int = Field(2048, ge=1)
@@ -48,7 +49,7 @@ class RegionConfig(Section):
     layers: Literal[1, 2] = 1
     relu: bool = False
     norm_parts: bool = False
-    norm: bool = True
+    norm: bool | Literal["text"] = True
     type_vector: bool = False
     eps: float = Field(1e-12, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)

@@ -65,6 +65,13 @@ class TextEncoder(nn.Module):
         """The input embedding, float [V, D], which the masked-language head shares."""
         return self.bert.get_input_embeddings().weight
 
+    @property
+    def embedding_norm(self) -> nn.Module:
+        """The LayerNorm behind the embeddings of words; CLIP's texts have none."""
+        if self.kind == "clip":
+            raise UserError("`model.vision.region.norm` (=text) needs `model.text.kind` bert or roberta, not clip")
+        return self.bert.embeddings.LayerNorm
+
     def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens float [B, L, D] and pooled float [B, D]. CLIP's tokens see only what stands before them anyway."""
         tokens_BLD = self.project(self._tokens(text, causal))

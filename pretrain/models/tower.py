@@ -47,6 +47,10 @@ class ImageTower(nn.Module):
         self.final_norm = nn.LayerNorm(self.width, blocks.eps) if depth and blocks.norm == "pre" else nn.Identity()
         initialize(self.blocks)
 
+    def share_norm(self, norm: nn.Module) -> None:
+        assert isinstance(self.embedder, RegionEmbedder)
+        self.embedder.share_norm(norm)
+
     def forward(self, image: ImageInput) -> ImageTokens:
         tokens_BND, mask_BN, pooled_BP = self.embedder(image)
         packing = Packing.of(mask_BN)
@@ -98,6 +102,10 @@ class TextTower(nn.Module):
     @property
     def bert(self) -> Any:
         return self.encoder.bert
+
+    @property
+    def embedding_norm(self) -> nn.Module:
+        return self.encoder.embedding_norm
 
     @property
     def word_embedding_VD(self) -> Tensor:

@@ -119,8 +119,9 @@ class MLMConfig(ObjectiveConfig):
     `unit` is what is hidden together: single tokens, whole words (ViLT) or spans of words (SpanBERT).
     `second_probability` is the chance of tokens of the second segment (tags), null for `probability`. `image` `masked`
     hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers. `tied` false
-    predicts with a matrix other than the words' embedding (ViLT, METER). `regions` is the weight of the same loss on
-    the phrases of regions, which see those parts of the image alone, 0 for none.
+    predicts with a matrix other than the words' embedding (ViLT, METER). `eps` is of the head's LayerNorm, null for the
+    trunk's. `regions` is the weight of the same loss on the phrases of regions, which see those parts of the image
+    alone, 0 for none.
     """
 
     probability: float = Field(0.15, gt=0, lt=1)
@@ -129,6 +130,7 @@ class MLMConfig(ObjectiveConfig):
     image: Literal["clean", "masked"] = "clean"
     targets: Literal["hard", "distilled"] = "hard"
     tied: bool = True
+    eps: float | None = Field(None, gt=0)
     regions: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
@@ -188,12 +190,14 @@ class PollutionConfig(ObjectiveConfig):
 
     `second` replaces the second segment with probability `probability`: tags (OSCAR, arXiv:2004.06165) or a second
     caption (VisualBERT, arXiv:1908.03557). `caption` replaces the caption and leaves the image its own tags (OSCAR's
-    fine-tuning). `three_way` replaces the caption or the tags, half of the time each (VinVL,
-    arXiv:2101.00529).
+    fine-tuning). `three_way` replaces the caption or the tags, half of the time each (VinVL, arXiv:2101.00529). `text`
+    is what is judged: the `clean` text, or the `masked` one, in the forward that predicts its words too, as those
+    systems do.
     """
 
     kind: Literal["second", "caption", "three_way"] = "second"
     probability: float = Field(0.5, gt=0, lt=1)
+    text: Literal["clean", "masked"] = "clean"
 
     @property
     def classes(self) -> int:

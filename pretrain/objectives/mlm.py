@@ -23,7 +23,7 @@ class MLM(LanguageHead):
     look = Look.HIDDEN_WORDS
 
     def __init__(self, config: MLMConfig, shape: ModelShape) -> None:
-        super().__init__(shape, config.tied)
+        super().__init__(shape, config.tied, config.eps)
         self.config = config
         self.follows = config.targets == "distilled"
         view = "fused_masked_both" if config.image == "masked" else "fused_masked_text"

@@ -1,7 +1,7 @@
 """Not a test: one rank of a life of several runs, all in one process, each at its own ZeRO stage.
 
-python -m tests.distributed.journey FILE OUT STEPS NAME=ZERO ... [key=value ...]
-Each run goes on in OUT/NAME, or begins there, up to STEPS.
+python -m tests.distributed.journey FILE OUT NAME=ZERO/STEPS ... [key=value ...]
+Each run goes on in OUT/NAME, or begins there, up to its step.
 """
 
 import sys
@@ -11,9 +11,11 @@ from pretrain.settings import load_config
 from pretrain.train import fit
 
 if __name__ == "__main__":
-    file, out, steps, *words = sys.argv[1:]
-    stages = dict(word.split("=") for word in words if "." not in word)
+    file, out, *words = sys.argv[1:]
     overrides = [word for word in words if "." in word]
-    for name, zero in stages.items():
-        own = [f"run.out={out}/{name}", f"run.steps={steps}", f"engine.zero={zero}", "run.resume=auto"]
-        fit(load_config(PretrainConfig, file, [*overrides, *own]))
+    for word in words:
+        if word not in overrides:
+            name, _, life = word.partition("=")
+            zero, _, steps = life.partition("/")
+            own = [f"run.out={out}/{name}", f"run.steps={steps}", f"engine.zero={zero}", "run.resume=auto"]
+            fit(load_config(PretrainConfig, file, [*overrides, *own]))
