@@ -130,7 +130,7 @@ def simvlm() -> int:
 
 
 def unified_vlp() -> int:
-    embedding = size(nn.Linear(F, F), nn.Linear(F, D), nn.Linear(6 + 1601, D)) + norm()
+    embedding = size(nn.Linear(F, F), nn.Linear(F, D), nn.Linear(6 + 1601, D))
     return bert(vocab_size=CASED, type_vocab_size=6) + embedding
 
 
