@@ -104,10 +104,6 @@ class TextTower(nn.Module):
         return self.encoder.bert
 
     @property
-    def embedding_norm(self) -> nn.Module:
-        return self.encoder.embedding_norm
-
-    @property
     def word_embedding_VD(self) -> Tensor:
         return self.encoder.word_embedding_VD
 
