@@ -18,6 +18,8 @@ from typing import Any
 
 from shards.errors import DamagedSample, UserError
 from shards.sample import Identity, Region, Relation, Sample, plain
+from shards.soundness import CAPTION_BYTES
+from shards.sources.annotation_files import ESCAPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class ImageFileSource:
             captions=record.captions,
             regions=record.regions,
             relations=record.relations,
-            metadata={**record.metadata, "file": record.file},
+            metadata={**record.metadata, "file": printable(record.file)},
         )
 
     @property
@@ -104,9 +106,17 @@ def file_below(images: Path, name: str) -> str:
     return str(path)
 
 
+def printable(text: str) -> str:
+    r"""The text with bytes that are not UTF-8 written as \xNN."""
+    return text if text.isascii() else text.encode("utf-8", ESCAPED).decode("utf-8", "backslashreplace")
+
+
 def captions_of(file: str, captions: Iterable[str]) -> tuple[str, ...]:
-    """Captions stripped, those without text dropped. Raises UserError where none is left."""
-    kept = tuple(caption.strip() for caption in captions if caption.strip())
+    """Captions stripped, those without text dropped. Raises UserError where none is left.
+
+    Of one that is too long as much is held as shows it.
+    """
+    kept = tuple(caption.strip()[: CAPTION_BYTES + 1] for caption in captions if caption.strip())
     if not kept:
         raise UserError(f"image `{file}` must have at least one caption")
     return kept
@@ -152,7 +162,7 @@ def _unique_keys(files: list[str], within: str) -> list[str]:
     return [
         slug
         if counts[slug] == 1 and len(slug) <= 80
-        else f"{slug[:60]}-{hashlib.sha256(file.encode()).hexdigest()[:16]}"
+        else f"{slug[:60]}-{hashlib.sha256(file.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
         for slug, file in zip(slugs, files, strict=True)
     ]
 
