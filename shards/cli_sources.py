@@ -162,7 +162,7 @@ def build_visual_genome(
 def build_bottom_up(
     features: Annotated[Path, typer.Option(help="The table of regions: base64 columns with tabs between.")],
     annotations: Annotated[Path, typer.Option(help="The captions: Karpathy, COCO or ALBEF form.")],
-    images: Images,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; else the regions alone.")] = None,
     split: Annotated[str, typer.Option(help="Which part, in Karpathy form.")] = "train",
     objects: Annotated[Path | None, typer.Option(help="Names of the object classes, one in each line.")] = None,
     attributes: Annotated[Path | None, typer.Option(help="Names of the attribute classes.")] = None,

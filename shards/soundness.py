@@ -56,6 +56,14 @@ def unsound_image(image: bytes, extension: str) -> str:
     return "" if extension in IMAGE_EXTENSIONS else "image_unreadable"
 
 
+def unsound_picture(sample: Sample) -> str:
+    """The same for what a sample holds of its image: the file, or features of regions and the image's size."""
+    if sample.extension or sample.image:
+        return unsound_image(sample.image, sample.extension)
+    sized = all(isinstance(sample.metadata.get(side), int) for side in ("width", "height"))
+    return "" if sized and sample.region_features is not None else "image_unreadable"
+
+
 def unsound_record(sample: Sample) -> str:
     """The same for what is neither image nor caption."""
     try:

@@ -37,7 +37,8 @@ class ImageFileSource:
     """Records over image files. Images are read when asked for; that all of them exist is checked at once.
 
     Args:
-        images: The folder that the records' files start from.
+        images: The folder that the records' files start from; None where only the names are of use: samples then have
+            no image, and other sources give them their regions.
         within: Where a file may be named once only, for the message.
 
     Raises:
@@ -46,12 +47,14 @@ class ImageFileSource:
 
     name: str
 
-    def __init__(self, images: Path, records: list[Record], within: str = "the annotations") -> None:
-        self.images = image_folder(images)
+    def __init__(self, images: Path | None, records: list[Record], within: str = "the annotations") -> None:
+        self.images = images and image_folder(images)
         self._records = records
         files = [record.file for record in records]
         self._keys = _unique_keys(files, within)
-        self._fingerprint = _fingerprint(records, _existing_sizes(self.images, files))
+        self._fingerprint = _fingerprint(
+            records, _existing_sizes(self.images, files) if self.images else [0] * len(files)
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -59,13 +62,13 @@ class ImageFileSource:
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index]
         try:
-            image = (self.images / record.file).read_bytes()
+            image = (self.images / record.file).read_bytes() if self.images else b""
         except OSError as error:
             raise DamagedSample(f"{record.file}: {error.strerror}") from error
         return Sample(
             key=self._keys[index],
             image=image,
-            extension=PurePosixPath(record.file).suffix[1:].lower(),
+            extension=PurePosixPath(record.file).suffix[1:].lower() if self.images else "",
             captions=record.captions,
             regions=record.regions,
             relations=record.relations,
@@ -92,14 +95,14 @@ def image_folder(images: Path) -> Path:
     return Path(images)
 
 
-def file_below(images: Path, name: str) -> str:
+def file_below(images: Path | None, name: str) -> str:
     """The path of an image below `images`; annotations name it so, or by an absolute path that leads there.
 
     Raises:
         UserError: a path that leads elsewhere.
     """
     path = PurePosixPath(name)
-    if path.is_absolute() and path.is_relative_to(os.path.abspath(images)):
+    if images and path.is_absolute() and path.is_relative_to(os.path.abspath(images)):
         path = path.relative_to(os.path.abspath(images))
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise UserError(f"image `{name}` must be a path below `images` (={images})")
