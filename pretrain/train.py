@@ -20,7 +20,7 @@ from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, check_accelerator, start_process_group, world_from_environment
 from pretrain.folder import DAMAGE, newest_checkpoint
-from pretrain.metrics import reporting
+from pretrain.metrics import data_counts, reporting
 from pretrain.models.resize import at_size
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.peers import peers_needed
@@ -242,7 +242,7 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
             last = done == run.steps
             metrics.add(stepped.losses, waited)
             if done % run.log_every == 0 or last or stop:
-                metrics.report(done, lr)
+                metrics.report(done, lr, data_counts(life.stream.counts))
             if done % run.save_every == 0 or last or stop:
                 _save(run, done, engine, life, must=last or stop)
             pulse.beat(done)
