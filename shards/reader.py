@@ -21,6 +21,7 @@ from shards.foreign import foreign_sample
 from shards.manifest import Foreign, Manifest, ShardEntry
 from shards.remote import NotServed, Patience
 from shards.sample import ARRAYS, Identity, Sample, sample_from_members
+from shards.soundness import MEMBER_BYTES
 
 OPEN_SHARDS = 64
 """Indices and files held at a time, per process: four windows of the stream's order."""
@@ -34,7 +35,7 @@ READERS = 16
 GIVEN_UP_SECONDS = 300.0
 """How long a remote shard that could not be read, after all tries, is not asked for again."""
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException)
 """What bytes that are missing or wrong may raise."""
 
 
@@ -167,10 +168,16 @@ class _OpenShard:
         places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
         self.members = [name for name, place_N3 in places.items() if place_N3.any()]
         self.places_NM3 = np.stack([places[name] for name in self.members or ["image"]], axis=1)
+        most_M = np.array([MEMBER_BYTES[name] for name in self.members or ["image"]])
+        self.too_large_N: np.ndarray = np.any(self.places_NM3[..., 1] > most_M, axis=1)
         self.tar, self.slow = files.tar(entry), files.slow
         self.close = self.tar.close
 
     def read(self, ordinal: int) -> Sample:
+        if self.too_large_N[ordinal]:
+            sizes = dict(zip(self.members, self.places_NM3[ordinal, :, 1].tolist(), strict=True))
+            name, size = next((name, size) for name, size in sizes.items() if size > MEMBER_BYTES[name])
+            raise ValueError(f"the {name} has {size} bytes, more than {MEMBER_BYTES[name]}")
         members = self._members(self.places_NM3[ordinal].tolist())
         key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
         if self.foreign:

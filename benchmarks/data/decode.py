@@ -6,17 +6,21 @@ Every arm decodes the same JPEGs, cuts a random 90 to 100 % of the area, resizes
 antialiasing, flips half of them, and hands batches from worker processes to this one; `peers.py` says what to install.
 All give uint8 but open_clip's loader, which normalises to float32 in the workers, as it is used; ours leaves that to
 the device. The arm `ours, normalised` does it here, on the CPU, behind the loader. Prints the median ratio over the
-rounds, the range, and how far the pixels of one view are from Pillow's.
+rounds of the speeds, the range, the same for the CPU time (which other loads of the machine disturb less), and how far
+the pixels of one view are from Pillow's.
 """
 
 import argparse
+import gc
 import itertools
+import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,22 +56,38 @@ def ours(folder: Path, workers: int, batch: int) -> Pixels:
 
 
 def ours_normalised(folder: Path, workers: int, batch: int) -> Pixels:
-    return ((pixels_BHWC.float() - MEAN) / STD for pixels_BHWC in ours(folder, workers, batch))
+    return (pixels_BHWC.float().sub_(MEAN).div_(STD) for pixels_BHWC in ours(folder, workers, batch))
 
 
 def _our_view(image: bytes, box: Box) -> np.ndarray:
     return resize(crop(decode_image(image, "jpg"), box), SIZE).permute(1, 2, 0).numpy()
 
 
-def rate(batches: Iterable[Tensor], batch: int) -> float:
-    """Images per second behind the first batches."""
-    batches = iter(batches)
+class Cost(NamedTuple):
+    """Images per second behind the first batches, and milliseconds of CPU per image, starting and ending included."""
+
+    rate: float
+    cpu: float
+
+
+def measure(arm: Callable[[Path, int, int], Pixels], folder: Path, workers: int, batch: int) -> Cost:
+    before = _cpu_seconds()
+    batches = iter(arm(folder, workers, batch))
     for pixels in itertools.islice(batches, WARM_UP):
         assert pixels.shape[0] == batch
     start, count = time.perf_counter(), 0
     for pixels in batches:
         count += len(pixels)
-    return count / (time.perf_counter() - start)
+    rate = count / (time.perf_counter() - start)
+    del batches
+    gc.collect()  # Workers end with their loader; only then is their time known.
+    return Cost(rate, 1000 * (_cpu_seconds() - before) / (count + WARM_UP * batch))
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of all that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def differences(held: Held, view: Callable[[bytes, Box], np.ndarray]) -> tuple[float, int]:
@@ -100,23 +120,25 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     arms = {"ours": ours, "ours, normalised": ours_normalised, **{peer.name: peer.pixels for peer in PEERS}}
     views = {"ours": _our_view, "ours, normalised": _our_view, **{peer.name: peer.view for peer in PEERS}}
     places = {name: place(folder, name) for name in arms}
-    rounds: list[dict[str, float]] = []
+    rounds: list[dict[str, Cost]] = []
     for _ in range(arguments.rounds):
-        speeds = {
-            name: rate(arm(places[name], arguments.workers, arguments.batch), arguments.batch)
-            for name, arm in arms.items()
-        }
-        rounds.append(speeds)
-        print("   ".join(f"{name} {speed:.0f}/s" for name, speed in speeds.items()), flush=True)
+        rounds.append(
+            {name: measure(arm, places[name], arguments.workers, arguments.batch) for name, arm in arms.items()}
+        )
+        print("   ".join(f"{name} {cost.rate:.0f}/s" for name, cost in rounds[-1].items()), flush=True)
     for name in arms:
         mean, most = differences(held, views[name])
-        median = statistics.median(speeds[name] for speeds in rounds)
-        print(f"{name:26s} {median:7.0f} images/s; pixels from Pillow's: mean {mean:.4f}, largest {most}")
-    for own in ("ours", "ours, normalised"):
-        for peer in PEERS:
-            ratios = [speeds[own] / speeds[peer.name] for speeds in rounds]
-            span = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            print(f"{own} / {peer.name} {version(peer.package)}: {statistics.median(ratios):.2f} ({span})")
+        speed, cpu = (statistics.median(values) for values in zip(*(costs[name] for costs in rounds), strict=True))
+        pixels = f"pixels from Pillow's: mean {mean:.4f}, largest {most}"
+        print(f"{name:26s} {speed:7.0f} images/s   {cpu:.2f} ms CPU an image   {pixels}")
+    for own, peer in itertools.product(("ours", "ours, normalised"), PEERS):
+        speeds = _span([costs[own].rate / costs[peer.name].rate for costs in rounds])
+        savings = _span([costs[peer.name].cpu / costs[own].cpu for costs in rounds])
+        print(f"{own} / {peer.name} {version(peer.package)}: speed {speeds}, CPU saved {savings}")
+
+
+def _span(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":
