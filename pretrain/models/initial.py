@@ -102,7 +102,8 @@ def _copy(rule: Rule, kind: str, given: Mapping[str, Tensor], own: Mapping[str, 
             f"`model.fusion.weights` (={config.weights}) lacks {theirs}: with `model.fusion.first_layer` "
             f"(={config.first_layer}) the trunk asks for more layers than it holds"
         )
-    for name, tensor in zip(ours, OPERATIONS[rule.how]([given[theirs]], len(ours)), strict=True):
+    shapes = [own[name].shape for name in ours]
+    for name, tensor in zip(ours, OPERATIONS[rule.how]([given[theirs]], shapes), strict=True):
         if tensor.shape != own[name].shape:
             raise UserError(
                 f"`model.fusion.weights` (={config.weights}) does not fit: {theirs} gives `model.fusion.{name}` shape "
