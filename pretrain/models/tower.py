@@ -104,12 +104,12 @@ class TextTower(nn.Module):
         return self.encoder.bert
 
     @property
-    def embedding_norm(self) -> nn.Module:
-        return self.encoder.embedding_norm
-
-    @property
     def word_embedding_VD(self) -> Tensor:
         return self.encoder.word_embedding_VD
+
+    @property
+    def embedding_norm(self) -> nn.Module:
+        return self.encoder.embedding_norm
 
     def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens float [B, L, D] and pooled float [B, D]."""
