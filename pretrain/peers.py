@@ -6,13 +6,14 @@ pages of traceback. That is no fault of theirs, and all that a person needs is t
 
 import contextlib
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
 
-from pretrain.folder import ERRORS
+from pretrain.folder import CONFIG, ERRORS
 from pretrain.stop import RESTART
 from pretrain.watchdog import Pulse
 from shards.errors import Stopped
@@ -39,7 +40,7 @@ def peers_needed(run: Path, rank: int, pulse: Pulse) -> Iterator[None]:
     except RuntimeError as error:
         if not lost(error):
             raise
-        place = _keep(run / ERRORS / f"rank-{rank:05d}.txt", traceback.format_exc())
+        place = _keep(run, rank, traceback.format_exc())
         reason = str(error).splitlines()[0]
         raise PeerLost(f"rank {rank} lost its peers after step {pulse.step} ({reason}); traceback: {place}") from None
 
@@ -50,10 +51,15 @@ def lost(error: RuntimeError) -> bool:
     return said and not isinstance(error, Stopped)
 
 
-def _keep(file: Path, text: str) -> str:
-    """Where the text is now; a disk that does not take it must not hide what happened."""
+def _keep(run: Path, rank: int, text: str) -> str:
+    """Where the text is now; a disk that does not take it must not hide what happened.
+
+    A folder that is not a run's yet must stay empty: the next start would refuse it.
+    """
+    folder = run / ERRORS if (run / CONFIG).is_file() else Path(tempfile.gettempdir(), "duostream")
+    file = folder / f"rank-{rank:05d}.txt"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     except OSError:
         sys.stderr.write(text)
