@@ -5,6 +5,7 @@ pages of traceback. That is no fault of theirs, and all that a person needs is t
 """
 
 import contextlib
+import re
 import sys
 import tempfile
 import traceback
@@ -41,14 +42,20 @@ def peers_needed(run: Path, rank: int, pulse: Pulse) -> Iterator[None]:
         if not lost(error):
             raise
         place = _keep(run, rank, traceback.format_exc())
-        reason = str(error).splitlines()[0]
-        raise PeerLost(f"rank {rank} lost its peers after step {pulse.step} ({reason}); traceback: {place}") from None
+        raise PeerLost(
+            f"rank {rank} lost its peers after step {pulse.step} ({_short(error)}); traceback: {place}"
+        ) from None
 
 
 def lost(error: RuntimeError) -> bool:
     """Whether the error is what a collective, or the store, says when others are gone or silent."""
     said = isinstance(error, dist.DistError) or any(name in str(error) for name in BACKENDS)
     return said and not isinstance(error, Stopped)
+
+
+def _short(error: RuntimeError) -> str:
+    """What happened, without the place in the backend's source before it and the advice behind it."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error)).splitlines()[0].split(". ")[0]
 
 
 def _keep(run: Path, rank: int, text: str) -> str:
