@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.late import Kind, block_similarity
 from finetune.recall import Indices, Scores
 from finetune.retrieval import RetrievalSet
 from pretrain import distributed
@@ -46,6 +47,21 @@ class Batching:
     images: int = 64
     texts: int = 256
     pairs: int = 256
+
+
+class Similarity(NamedTuple):
+    """Every image with every text, float32 [I, T] twice: as images rank texts and as texts rank images.
+
+    They are one array unless tokens are compared (FILIP), where each side averages over its own.
+    """
+
+    by_image_IT: Scores
+    by_text_IT: Scores
+
+    @classmethod
+    def both(cls, scores_IT: Scores) -> "Similarity":
+        """One score for both directions."""
+        return cls(scores_IT, scores_IT)
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ class Scorer:
 
     @property
     def embeddings(self) -> tuple[Scores, Scores]:
-        """What `similarity` multiplies, float32 [I, E] and [T, E]."""
+        """What `similarity` multiplies where it is of one vector a side, float32 [I, E] and [T, E]."""
         return self._image_IE.numpy(), self._shared_UE.numpy()[self.distinct_T]
 
     @property
@@ -112,9 +128,33 @@ class Scorer:
         assert self.texts.shared_UE is not None, "the caller knows that the model has a shared space"
         return self.texts.shared_UE
 
-    def similarity(self) -> Scores:
-        """Cosine of every image with every text, float32 [I, T]."""
-        return (self._image_IE @ self._shared_UE.T).numpy()[:, self.distinct_T]
+    def similarity(self) -> Similarity:
+        """Of every image with every text, as the contrast was trained: by one vector each, or by their tokens."""
+        if self.kind == "pooled":
+            return Similarity.both((self._image_IE @ self._shared_UE.T).numpy()[:, self.distinct_T])
+        return Similarity(*self._late_similarity().numpy()[:, :, self.distinct_T])
+
+    @property
+    def kind(self) -> Kind:
+        """What is compared: one vector a side (`pooled`), or tokens."""
+        itc = self.checkpoint.config.objectives.itc
+        return "pooled" if itc is None else itc.similarity
+
+    @torch.no_grad()
+    def _late_similarity(self) -> Tensor:
+        """float32 [2, I, U], by image and by text."""
+        images, texts = len(self.data.keys), len(self._distinct)
+        found_2IU = torch.zeros(2, images, texts)
+        with _progress("compare tokens", images * texts) as advance:
+            for block in _own(list(_parts(np.arange(images), self.batching.images))):
+                image = self._encode_images(block)
+                for part in _parts(np.argsort(self._lengths_U, kind="stable"), self.batching.texts):
+                    text = self.texts.rows(torch.from_numpy(part), self.device)
+                    found_2IU[:, block[:, None], part] = block_similarity(
+                        self.kind, self.checkpoint.task.model, image, text
+                    )
+                    advance(len(block) * len(part))
+        return _summed(found_2IU)
 
     @torch.inference_mode()
     def every_pair(self) -> tuple[Scores, Scores]:

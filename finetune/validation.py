@@ -16,7 +16,7 @@ from finetune.measure import choose_device
 from finetune.ranking import Side, rank
 from finetune.recall import Recall
 from finetune.retrieval import RetrievalSet, open_input
-from finetune.score import Scorer
+from finetune.score import Scorer, Similarity
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint, load_checkpoint
 from pretrain.folder import BEST, VALIDATION, read_lines
@@ -44,9 +44,9 @@ def open_validation(
 def rsum(checkpoint: Checkpoint, data: RetrievalSet, rerank: int, every_pair: bool, device: str = "cpu") -> float:
     """The headline of `finetune evaluate` alone: pessimistic ties, both directions. Every rank calls it."""
     scorer, fold = Scorer(checkpoint, data, device), data.folds(1)[0]
-    similarity_IT = scorer.every_pair()[0] if every_pair else scorer.similarity()
+    similarity = Similarity.both(scorer.every_pair()[0]) if every_pair else scorer.similarity()
     sides = [Side(fold, by_image=True), Side(fold, by_image=False)]
-    ranked = rank(scorer, similarity_IT, sides, rerank, "itm")
+    ranked = rank(scorer, similarity, sides, rerank, "itm")
     return sum(Recall.of(side.ranks.pessimistic).sum for side in ranked)
 
 

@@ -103,6 +103,11 @@ def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | N
             f"`data.max_tokens` (={config.data.max_tokens}) must be at most `max_position_embeddings` (={longest}) "
             f"of the text encoder"
         )
+    if config.data.image_shape and not task.model.vision.any_shape:
+        raise UserError(
+            f"`data.image_shape` needs a `model.vision` that takes any shape, and {config.model.vision.name} is built "
+            f"for `model.image_size` (={config.model.image_size})"
+        )
     freeze(task, config.optim.freeze)
     arrange(task, config.engine)
     build_optimizer(task, config.optim)
@@ -182,12 +187,17 @@ class Life:
     stream: ShardStream
     spikes: SpikeGuard
     saver: Saver
-    judge: Judge | None
+    judge: Judge | None = None
     start: int = 0
 
 
 def _loop(
-    config: PretrainConfig, inputs: Inputs, engine: Engine, device: torch.device, pulse: Pulse, judge: Judge | None
+    config: PretrainConfig,
+    inputs: Inputs,
+    engine: Engine,
+    device: torch.device,
+    pulse: Pulse,
+    judge: Judge | None,
 ) -> Path:
     """Trains to the end; goes back from a sick batch, and past it, as often as the budget allows."""
     out = Path(config.run.out)
@@ -219,6 +229,7 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
         listening() as request,
     ):
         batches = life.stream.batches(run.steps - life.start)
+        judged = saver.newest
         for step in range(life.start, run.steps):
             asked = time.monotonic()
             batch = next(batches)
@@ -233,14 +244,15 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
             metrics.add(stepped.losses, waited)
             if done % run.log_every == 0 or last or stop:
                 metrics.report(done, lr)
-            before = saver.newest
             if done % run.save_every == 0 or last or stop:
                 _save(run, done, engine, life, must=last or stop)
             pulse.beat(done)
             if stop and not last:
                 _leave(done, run.steps)
-            if life.judge and saver.newest and saver.newest != before:
-                if life.judge(saver.newest):
+            if life.judge and saver.newest and saver.newest != judged:
+                judged = saver.newest
+                pulse.rest()
+                if life.judge(judged):
                     break
                 pulse.beat(done)
     if saver.newest is None:

@@ -6,6 +6,7 @@ the job's supervisor starts them again.
 """
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -25,6 +26,10 @@ class Pulse:
     def beat(self, step: int) -> None:
         """Says that step `step` is done; called from the training loop."""
         self.last, self.step = time.monotonic(), step
+
+    def rest(self) -> None:
+        """Says that no step will come until the next beat, however long that takes."""
+        self.last = math.inf
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""A training step of VisualBERT (masked words) against `transformers.VisualBertForPreTraining`: same shapes, weights,
-texts and regions, 36 of them for each image.
+"""A training step of VisualBERT (masked words, and whether the text is of the image, in one pass) against
+`transformers.VisualBertForPreTraining`: same shapes, weights, texts and regions, 36 of them for each image.
 
 Its users pad texts to the batch's longest, or to a fixed length (here 40).
 
@@ -33,13 +33,15 @@ def ours(size: dict[str, int], dropout: float) -> Task:
     width, heads = size["width"], size["width"] // 64
     words = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": 0, "hidden_dropout_prob": dropout}
     model = {
-        "vision": {"region": {"width": width, "type_vector": True, "dropout": dropout}},
+        "vision": {"region": {"width": width, "type_vector": True, "norm": "text", "dropout": dropout}},
         "text": {"options": words},
         "fusion": {"trunk": "joint", "depth": size["layers"], "heads": heads, "eps": 1e-12, "pooler": "tanh"}
         | {"dropout": dropout},
         "embedding_dim": None,
     }
-    config = parse_config(PretrainConfig, {"model": model, "objectives": {"mlm": {}}, "data": {"regions": {}}})
+    objectives = {"mlm": {}, "pollution": {"text": "masked"}}
+    values = {"model": model, "objectives": objectives, "data": {"regions": {}, "second": "caption"}}
+    config = parse_config(PretrainConfig, values)
     return Task(config.model, config.objectives, BERT_WORDS)
 
 
@@ -68,6 +70,7 @@ def as_theirs(batch: Batch, length: int) -> dict[str, Tensor]:
         "visual_embeds": batch.region_features_BKF,
         "visual_attention_mask": visual_mask,
         "labels": labels_BL,
+        "sentence_image_labels": batch.pollution_B,
     }
 
 
@@ -78,7 +81,8 @@ def main() -> None:
     captions = Captions(arguments.annotations, "bert", LONGEST)
     batches = [captions.batch(n, pairs, **_seen(pairs, n)).to(device) for n in range(arguments.rounds + 1)]
     task, peer = ours(size, arguments.dropout), theirs(size, arguments.dropout)
-    sources = copy(task, VISUAL_BERT, peer)
+    head = {f"objectives.pollution.head.{n}": p.detach() for n, p in peer.cls.seq_relationship.named_parameters()}
+    sources = copy(task, VISUAL_BERT, peer, head)
     task.to(device), peer.to(device)
     task.autocast = torch.bfloat16 if device != "cpu" else None
 
@@ -92,14 +96,14 @@ def main() -> None:
         return Arm(f"transformers, texts padded to {length or 'the longest'}", [peer], loss)
 
     us, longest = Arm("duostream", [task], lambda number: task(batches[number])["loss"]), arm(None)
-    check(us, longest, task, {name: source for name, source in sources.items() if "pooler" not in name})
+    check(us, longest, task, sources)
     shape = f"VisualBERT, width {size['width']}, {size['layers']} layers, 36 regions"
     compare(arguments, [us, longest, arm(LONGEST)], captions, "transformers", shape)
 
 
 def _seen(pairs: int, number: int) -> dict[str, Tensor]:
-    """Regions, none of them hidden."""
-    fields = regions(pairs, number)
+    """Regions, none of them hidden; half of the texts count as those of other images."""
+    fields = regions(pairs, number) | {"pollution_B": torch.arange(pairs) % 2}
     return {name: value for name, value in fields.items() if name != "masked_regions_BK"}
 
 

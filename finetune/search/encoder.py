@@ -28,6 +28,11 @@ class Encoder:
         embedding_dim = checkpoint.config.model.embedding_dim
         if embedding_dim is None:
             raise UserError("`ckpt` has no shared space (`model.embedding_dim` is null), so it cannot search")
+        itc = checkpoint.config.objectives.itc
+        if itc is not None and itc.similarity != "pooled":
+            raise UserError(
+                f"`ckpt` compares {itc.similarity} (`objectives.itc.similarity`); search and scores compare one vector"
+            )
         self.checkpoint, self.device, self.embedding_dim = checkpoint, torch.device(device), embedding_dim
         self.model = checkpoint.task.to(self.device).eval().model
 

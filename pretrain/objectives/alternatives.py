@@ -9,6 +9,7 @@ which column 0 is the true pair.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +74,16 @@ def score_alternatives(views: Views, judge: Judge, config: RankingConfig) -> tup
     """Draws the false pairs and scores all: float [B, A] and which false ones count, bool [B, M]."""
     false = list(FalsePairs(views, judge, config))
     texts, memories, valid = zip(*false, strict=True)
-    everything = Encoded.concatenate([views.text, *texts]), Memory.concatenate([views.memory, *memories])
-    scores_R = judge(views.model.fuse(*everything))
+    everything = _as_pairs(Encoded.concatenate([views.text, *texts]))
+    scores_R = judge(views.model.fuse(everything, Memory.concatenate([views.memory, *memories])))
     own_B, false_R = scores_R[: len(views.batch)], scores_R[len(views.batch) :]
     # Each kind came as K rows of B; rows of a pair stand under each other.
     return torch.cat([own_B[:, None], false_R.view(-1, len(own_B)).T], 1), torch.cat(valid, 1)
+
+
+def _as_pairs(text: Encoded) -> Encoded:
+    """Of which nothing but the vector of the pair will be read."""
+    return replace(text, read_BT=torch.zeros_like(text.mask_BT))
 
 
 class FalsePairs:
@@ -116,7 +122,10 @@ class FalsePairs:
     @torch.no_grad()
     def _hardness(self, index_BK: Tensor, valid_BK: Tensor, pair: Callable[[Tensor], tuple[Encoded, Memory]]) -> Tensor:
         """The score of each candidate, float [B, K]; those that do not count come last."""
-        columns = [self._judge(self._views.model.fuse(*pair(index_B))) for index_B in index_BK.T]
+        columns = []
+        for index_B in index_BK.T:
+            text, memory = pair(index_B)
+            columns.append(self._judge(self._views.model.fuse(_as_pairs(text), memory)))
         return torch.stack(columns, 1).masked_fill(~valid_BK, -torch.inf)
 
     def _with_texts(self, index_R: Tensor) -> tuple[Encoded, Memory]:

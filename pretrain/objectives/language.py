@@ -30,11 +30,12 @@ def distilled_word_loss(logits_MV: Tensor, labels_M: Tensor, teacher_MV: Tensor,
 class LanguageHead(Objective):
     """BERT's prediction head (arXiv:1810.04805); its output matrix is the text side's input embedding where `tied`."""
 
-    def __init__(self, shape: ModelShape, tied: bool = True) -> None:
+    def __init__(self, shape: ModelShape, tied: bool = True, eps: float | None = None) -> None:
         super().__init__()
         width = shape.width
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, shape.eps))
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps or shape.eps))
         self.bias = nn.Parameter(torch.zeros(shape.vocabulary))
+        self.tied = tied
         self.decoder = None if tied else nn.Linear(width, shape.vocabulary, bias=False)
         if self.decoder is not None:
             initialize(self.decoder)

@@ -15,12 +15,12 @@ from pretrain.objectives.views import Look, Views
 class Pollution(Objective):
     """Owns a head on the vector that stands for the pair: class 0 is clean."""
 
-    reads = ("fused_clean",)
     look = Look.PAIR
 
     def __init__(self, config: PollutionConfig, shape: ModelShape) -> None:
         super().__init__()
         self.config = config
+        self.reads = (f"fused_{'masked_text' if config.text == 'masked' else 'clean'}",)
         self.head = nn.Linear(shape.pooled_width, config.classes)
 
     def score(self, fused: Fused) -> Tensor:
@@ -35,4 +35,5 @@ class Pollution(Objective):
     def forward(self, views: Views) -> Tensor:
         pollution_B = views.batch.pollution_B
         assert pollution_B is not None, "the batch was made without pollution"
-        return matching_loss(self.head(views.fused_clean.pooled_BD), pollution_B, pollution_B >= 0)
+        [view] = self.reads
+        return matching_loss(self.head(getattr(views, view).pooled_BD), pollution_B, pollution_B >= 0)

@@ -88,6 +88,26 @@ def test_a_narrow_packing_says_which_tokens_stay():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("text", ["clean", "masked"])
+def test_pollution_is_judged_in_the_forward_that_it_names(text, monkeypatch):
+    """With masked words it shares theirs; the clean text costs one more text in it."""
+    values = tiny_config().model_dump(mode="json")
+    values["model"]["fusion"], values["data"]["second"] = JOINT, "caption"
+    values["objectives"] = {"mlm": {}, "pollution": {"text": text}}
+    config = parse_config(PretrainConfig, values)
+    task = Task(config.model, config.objectives, VOCABULARY).double()
+    batch = replace(random_batch(4), pollution_B=torch.tensor([0, 1, 1, 0]))
+    real, rows = task.model.fuse, []
+    monkeypatch.setattr(task.model, "fuse", lambda text, *more: rows.append(len(text.mask_BT)) or real(text, *more))
+    loss = task(batch)["pollution"]
+    assert rows == [{"clean": 8, "masked": 4}[text]]
+    view = {"clean": "fused_clean", "masked": "fused_masked_text"}[text]
+    logits_B2 = task.objectives["pollution"].head(getattr(Views(task.model, batch, ()), view).pooled_BD)
+    expected = torch.nn.functional.cross_entropy(logits_B2, torch.tensor([0, 1, 1, 0]))
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+
+
+@torch.no_grad()
 def test_the_most_that_any_objective_reads_counts():
     model, batch = make("joint, post", "swapped").model, random_batch(4)
     looks = {"fused_clean": Look.PAIR, "fused_masked_text": Look.HIDDEN_WORDS}

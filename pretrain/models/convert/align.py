@@ -10,8 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from pretrain.checkpoint import Checkpoint
 from pretrain.models.config import ModelConfig
 from pretrain.models.convert.rules import Rule, Table, modules
+from pretrain.models.convert.targets import Target, compare_embeddings, refuse, text_fields
+from pretrain.models.vision import ImageEncoder
 from shards.errors import UserError
 
 SIZES = {
@@ -51,7 +54,7 @@ _OTHER = {
 
 def align_table(config: ModelConfig) -> Table:
     """Blocks are numbered through in theirs and within each stage in ours."""
-    size = config.vision.name.partition(".")[0].rpartition("_")[2]
+    size = str(_size(config.vision.name))
     return Table(
         (
             Rule(("text_model.embeddings.{rest}",), ("model.text.bert.embeddings.{rest}",)),
@@ -110,3 +113,37 @@ def align_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     }
     itc = {"label_smoothing": 0.1, "limits": [1e-3, 100.0]}
     return {"model": model, "objectives": {"itc": itc}, "data": {"max_tokens": min(64, text.max_position_embeddings)}}
+
+
+def align_target(checkpoint: Checkpoint) -> Target:
+    """The `AlignModel` of a dual encoder.
+
+    Raises:
+        UserError: a composition that `AlignModel` does not have.
+    """
+    from transformers import AlignConfig, AlignModel
+
+    model, vision = checkpoint.config.model, checkpoint.task.model.vision
+    size = _size(model.vision.name)
+    plain = model.text.kind == "bert" and model.text.pooling == "cls" and not model.text.width
+    reasons = {
+        f"`model.vision.name` (={model.vision.name}) is not an EfficientNet of TensorFlow's": size is None
+        or model.vision.width is not None
+        or model.vision.last_conv
+        or not isinstance(vision, ImageEncoder),
+        f"`model.text` (={model.text.kind}, {model.text.pooling}) is not bert with the first token": not plain,
+        "`model.image_projection` (=true) is not false": model.image_projection,
+        f"`model.image_size` (={model.image_size}) is no multiple of {HALVINGS}": bool(model.image_size % HALVINGS),
+    }
+    refuse(checkpoint, "AlignModel", reasons)
+    width, depth = SIZES[str(size)]
+    seen = {"image_size": model.image_size, "width_coefficient": width, "depth_coefficient": depth}
+    text = text_fields(checkpoint.task.model.text.bert)
+    config = AlignConfig(text_config=text, vision_config=seen, projection_dim=model.embedding_dim)
+    return Target(AlignModel(config), align_table(model), compare_embeddings, "AlignProcessor", segments=True)
+
+
+def _size(name: str) -> str | None:
+    """The size of a timm name; None where it is no EfficientNet that pads as TensorFlow does."""
+    before, _, size = name.partition(".")[0].rpartition("_")
+    return size if before == "tf_efficientnet" and size in SIZES else None

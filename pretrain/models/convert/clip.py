@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from timm.layers import QuickGELU
 from torch import Tensor
 
+from pretrain.checkpoint import Checkpoint
 from pretrain.models.convert.rules import Rule, Table, modules
+from pretrain.models.convert.targets import Target, compare_embeddings, refuse, vit_fields, vit_reasons
+from pretrain.models.vision import ImageEncoder
 from shards.errors import UserError
 
 _VISION, _BLOCK = "model.vision.backbone.", "model.vision.backbone.blocks.{n}."
@@ -165,3 +169,49 @@ def open_clip_settings(published: Mapping[str, Any], tensors: Mapping[str, Tenso
         "projection_bias": False,
     }
     return {"model": model, "objectives": {"itc": {}}, "data": {"max_tokens": text.get("context_length", 77)}}
+
+
+LEGACY_END = 2  # the class takes the largest id for the end of a text where `eos_token_id` is this
+
+
+def check_clip(checkpoint: Checkpoint, kind: str) -> ImageEncoder:
+    """The image tower of what is a CLIP.
+
+    Raises:
+        UserError: a composition that CLIP does not have; `kind` is its class.
+    """
+    model, vision, tokenizer = checkpoint.config.model, checkpoint.task.model.vision, checkpoint.tokenizer
+    said = f"`model.text` (={model.text.kind}, {model.text.pooling}) is not clip with the last token"
+    ends = f"texts end with id {LEGACY_END}, which it takes for an old vocabulary"
+    reasons = {
+        said: model.text.kind != "clip" or model.text.pooling != "last" or bool(model.text.width),
+        "`model.projection_bias` (=true) is not false, or there is no shared space": model.projection_bias
+        or model.embedding_dim is None
+        or not model.image_projection,
+        **vit_reasons(vision, model.vision),
+        ends: tokenizer.last_id == LEGACY_END,
+    }
+    refuse(checkpoint, kind, reasons)
+    assert isinstance(vision, ImageEncoder)
+    return vision
+
+
+def clip_target(checkpoint: Checkpoint) -> Target:
+    """The `CLIPModel` of a dual encoder.
+
+    Raises:
+        UserError: a composition that `CLIPModel` does not have.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    model, vision, tokenizer = checkpoint.config.model, check_clip(checkpoint, "CLIPModel"), checkpoint.tokenizer
+    seen = vit_fields(vision, model.image_size) | {"hidden_act": "quick_gelu" if is_quick(vision) else "gelu"}
+    text: dict[str, Any] = checkpoint.task.model.text.bert.config.to_dict()
+    special = {"bos_token_id": tokenizer.first_id, "eos_token_id": tokenizer.last_id, "pad_token_id": tokenizer.pad_id}
+    config = CLIPConfig(text_config=text | special, vision_config=seen, projection_dim=model.embedding_dim)
+    return Target(CLIPModel(config), CLIP, compare_embeddings, "CLIPProcessor", segments=False)
+
+
+def is_quick(vision: ImageEncoder) -> bool:
+    """Whether its activation is OpenAI's (`QuickGELU`)."""
+    return isinstance(vision.backbone.blocks[0].mlp.act, QuickGELU)

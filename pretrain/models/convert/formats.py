@@ -10,6 +10,7 @@ from pretrain.models.convert import (
     albef,
     align,
     blip,
+    blip_authors,
     clip,
     lxmert,
     meter,
@@ -66,6 +67,7 @@ AUTHORS: dict[str, Authors] = {
     "oscar": Authors(oscar.oscar_table),
     "vinvl": Authors(oscar.oscar_table),
     "meter": Authors(meter.meter_table, _CLIP_PIXELS),
+    "blip": Authors(blip_authors.blip_authors_table, _CLIP_PIXELS),
     "vilt": Authors(vilt_authors.vilt_authors_table, Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
 }
 """By `--format`."""

@@ -218,13 +218,6 @@ def _match(tensors: list[Tensor], _: Shapes) -> list[Tensor]:
     return [torch.cat([torch.zeros_like(tensors[0]), tensors[0]])]
 
 
-def _agree(tensors: list[Tensor], shapes: Shapes) -> list[Tensor]:
-    """Several that are one there."""
-    if any(not torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
-        raise UserError(f"tensors of shape {list(tensors[0].shape)} that are one there have grown apart here")
-    return [tensors[0]]
-
-
 def _kinds(tensors: list[Tensor], _: Shapes) -> list[Tensor]:
     """A head for clean, wrong tags, wrong caption -> clean, wrong caption, wrong tags; one for two classes stays."""
     [head] = tensors
@@ -240,7 +233,7 @@ OPERATIONS: Mapping[How, Operation] = {
     "log": lambda tensors, _: [tensors[0].log()],
     "exp": lambda tensors, _: [tensors[0].exp()],
     "share": lambda tensors, shapes: tensors * len(shapes),
-    "agree": _agree,
+    "agree": lambda tensors, _: tensors[:1],  # ours share one tensor under several names
     "positions": _positions,
     "grid": _grid,
     "type": lambda tensors, _: [tensors[0][1] + tensors[1][0]],  # the image's type and its only position (VisualBERT)
