@@ -8,6 +8,7 @@ from pretrain.fitting import misfit, missing_regions
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
+from pretrain.trackers import TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BETAS = (0.9, 0.98)
@@ -197,6 +198,7 @@ class RunConfig(Section):
     after a checkpoint that could not be written (a full disk) the run stops, or goes on to the next one.
     A batch whose loss or gradient is not finite, or whose loss is `spike` standard deviations above the last ones, is
     quarantined: the run goes back to its last checkpoint and past that batch, at most `max_rollbacks` times.
+    `track` names who else gets the numbers of log.jsonl: `wandb`, `mlflow` (`pretrain.trackers`).
     A rank without a step (and the save behind it) for `silence_timeout` seconds ends with a stack of its threads.
     """
 
@@ -212,6 +214,7 @@ class RunConfig(Section):
     spike: float | None = Field(None, gt=0)
     silence_timeout: float = Field(1800, gt=0)
     resume: Literal["never", "auto", "overwrite"] = "never"
+    track: list[TrackerName] = Field([])
 
 
 class SystemConfig(Section):

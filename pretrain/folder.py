@@ -5,6 +5,7 @@ RUN/config.yaml       the resolved configuration
     process.json      who runs it, or how that ended
     quarantine.jsonl  batches that the run passed over
     damage/           samples that each rank left out
+    wandb/            what Weights & Biases keeps, where `run.track` names it
     checkpoints/      latest, step-N/ (`pretrain.checkpoint`)
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 
 CONFIG, LOG, PROCESS, LEDGER = "config.yaml", "log.jsonl", "process.json", "quarantine.jsonl"
 BOARD, DAMAGE, CHECKPOINTS = "tensorboard", "damage", "checkpoints"
-OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, CHECKPOINTS)
+TRACKED = "wandb"
+OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, CHECKPOINTS, TRACKED)
 LATEST, STATE = "latest", "state.json"
 """The pointer in `CHECKPOINTS`, and the file that each checkpoint has."""
 

@@ -4,7 +4,7 @@ import json
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,9 +12,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from pretrain.config import PretrainConfig
-from pretrain.flops import FlopMeter, device_name, meter, peak_flops
+from pretrain.devices import device_name, peak_flops
+from pretrain.flops import FlopMeter, meter
 from pretrain.folder import BOARD, LOG, read_lines
+from pretrain.run import flat
 from pretrain.task import Task
+from pretrain.trackers import Tracker, open_trackers
 from shards.console import Progress, clock, progress
 from shards.storage import write_atomically
 
@@ -29,13 +32,22 @@ class Metrics:
         batch: Samples of the global batch.
         meter: What counts this rank's FLOPs, closed here; None where they cannot be counted.
         peak: FLOP/s of this rank's device, None where they are not known.
+        trackers: Who else gets the numbers, closed here.
     """
 
     def __init__(
-        self, run: Path, start: int, total: int, batch: int, bar: Progress, meter: FlopMeter | None, peak: float | None
+        self,
+        run: Path,
+        start: int,
+        total: int,
+        batch: int,
+        bar: Progress,
+        meter: FlopMeter | None,
+        peak: float | None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.total, self.batch, self._bar, self._meter = total, batch, bar, meter
-        self._peak = peak
+        self._peak, self._trackers = peak, trackers
         _forget_after(run / LOG, start)
         self._file = (run / LOG).open("a")
         self._board = SummaryWriter(str(run / BOARD), purge_step=start)
@@ -79,12 +91,16 @@ class Metrics:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step, walltime=now)
+        for tracker in self._trackers:
+            tracker.log(step, values)
         self._bar.say(_line(step, self.total, values))
         self._reset()
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
         if self._meter:
             self._meter.close()
 
@@ -119,6 +135,7 @@ def reporting(config: PretrainConfig, start: int, rank: int, task: Task) -> Iter
             bar,
             meter(task, config.engine),
             peak_flops(device_name()),
+            open_trackers(config.run.track, Path(config.run.out), flat(config.model_dump(mode="json"))),
         )
         try:
             yield metrics

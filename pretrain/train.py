@@ -25,6 +25,7 @@ from pretrain.rollback import SpikeGuard, check_budget, quarantine, read_ledger
 from pretrain.run import check_folder, flat, open_folder
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
+from pretrain.trackers import check_trackers
 from pretrain.watchdog import watching
 from shards.cache import FileCache
 from shards.errors import UserError
@@ -65,6 +66,7 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
         if not len(part):
             raise UserError(f"`source` (={part.name}) must hold at least one pair")
     check_accelerator(config.engine)
+    check_trackers(config.run.track)
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
     for part, _ in weighted:
         check_inputs(config, tokenizer, part[0])
