@@ -4,7 +4,7 @@ import json
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.flops import FlopMeter, KnownFlops, device_name, meter, peak_flops
+from pretrain.devices import device_name, peak_flops
+from pretrain.flops import FlopMeter, KnownFlops, meter
 from pretrain.folder import BOARD, LOG, read_lines
+from pretrain.run import flat
 from pretrain.task import Task
+from pretrain.trackers import Tracker, open_trackers
 from shards.console import Progress, clock, progress
 from shards.parts import Counts
 from shards.storage import write_atomically
@@ -31,6 +34,7 @@ class Metrics:
         batch: Samples of the global batch.
         meter: What counts this rank's FLOPs, closed here; None where they cannot be counted.
         peak: FLOP/s of this rank's device, None where they are not known.
+        trackers: Who else gets the numbers, closed here.
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class Metrics:
         bar: Progress,
         meter: FlopMeter | KnownFlops | None,
         peak: float | None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.total, self.batch, self._bar, self._meter = total, batch, bar, meter
-        self._peak = peak
+        self._peak, self._trackers = peak, trackers
         _forget_after(run / LOG, start)
         self._file = (run / LOG).open("a")
         self._board = SummaryWriter(str(run / BOARD), purge_step=start)
@@ -90,12 +95,16 @@ class Metrics:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step, walltime=now)
+        for tracker in self._trackers:
+            tracker.log(step, values)
         self._bar.say(_line(step, self.total, values))
         self._reset()
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
         if self._meter:
             self._meter.close()
 
@@ -137,6 +146,7 @@ def reporting(
             bar,
             meter(task, config.engine, flops),
             peak_flops(device_name()),
+            open_trackers(config.run.track, Path(config.run.out), flat(config.model_dump(mode="json"))),
         )
         try:
             yield metrics

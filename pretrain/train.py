@@ -33,6 +33,7 @@ from pretrain.saving import Saver
 from pretrain.stepped import Sick
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
+from pretrain.trackers import check_trackers
 from pretrain.watchdog import Pulse, watching
 from shards.cache import FileCache
 from shards.errors import UserError
@@ -76,6 +77,7 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
         if not len(part):
             raise UserError(f"`source` (={part.name}) must hold at least one pair")
     check_accelerator(config.engine)
+    check_trackers(config.run.track)
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
     for part, _ in weighted:
         check_inputs(config, tokenizer, part[0])
