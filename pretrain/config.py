@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from pretrain.fitting import misfit, missing_regions
+from pretrain.fitting import misfit, missing_regions, no_grid
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
@@ -35,7 +35,9 @@ class RegionsConfig(Section):
     Of each image the `most` most confident regions are read, those below `least_score` only if there is no other.
     `labels` is a JSON file that numbers the names of classes and attributes (see `pretrain labels`). `classes` asks for
     the detector's distribution over so many classes. `hide` is the share of regions that masked region modelling hides,
-    and with each of them those that cover it by more than `hide_overlap` (null: none).
+    and with each of them those that cover it by more than `hide_overlap` (null: none). Of the hidden ones the share
+    `keep` is seen as it is (ViLBERT, VL-BERT: 0.1), and in place of the share `replace` a region of another image is
+    seen (LXMERT: 0.1 each).
     """
 
     most: int = Field(36, ge=1)
@@ -44,6 +46,38 @@ class RegionsConfig(Section):
     classes: int = Field(0, ge=0)
     hide: float = Field(0.0, ge=0, lt=1)
     hide_overlap: float | None = Field(None, gt=0, lt=1)
+    keep: float = Field(0.0, ge=0, le=1)
+    replace: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares_of_the_hidden(self) -> "RegionsConfig":
+        if self.keep + self.replace > 1:
+            raise ValueError(
+                f"`data.regions.keep` (={self.keep}) and `data.regions.replace` (={self.replace}) must be 1 at most "
+                "together"
+            )
+        return self
+
+
+class ImageShapeConfig(Section):
+    """Images that keep their aspect (ViLT, arXiv:2102.03334; Pixel-BERT, arXiv:2004.00849).
+
+    The shorter edge gets `shortest_edge` pixels, fewer where the longer one would get more than `longest_edge`; then
+    both are cut down to multiples of `multiple`.
+    """
+
+    shortest_edge: int = Field(384, ge=1)
+    longest_edge: int = Field(639, ge=1)
+    multiple: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _edges_in_order(self) -> "ImageShapeConfig":
+        if not self.multiple <= self.shortest_edge <= self.longest_edge:
+            raise ValueError(
+                f"`data.image_shape.shortest_edge` (={self.shortest_edge}) must be at least `multiple` "
+                f"(={self.multiple}) and at most `longest_edge` (={self.longest_edge})"
+            )
+        return self
 
 
 class WeightedShards(Section):
@@ -66,7 +100,8 @@ class DataConfig(Section):
     a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
     other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
     `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
-    captions. `regions` null reads none.
+    captions. `regions` null reads none. `image_shape` null squashes each image to a square of `model.image_size`, else
+    images keep their aspect, are padded to the largest of their batch, and what pads them is masked.
     """
 
     shards: str | list[WeightedShards] = ""
@@ -81,6 +116,7 @@ class DataConfig(Section):
     captions: Literal["one", "join"] = "one"
     second: Literal["tags", "caption"] | None = None
     regions: RegionsConfig | None = None
+    image_shape: ImageShapeConfig | None = None
     augment: AugmentConfig = AugmentConfig()
 
     @field_validator("shards", mode="before")
@@ -194,12 +230,16 @@ class RunConfig(Section):
     """The run folder and its rhythm, in optimizer steps.
 
     `resume`: `never` refuses a folder that holds a run, `auto` continues it or starts, `overwrite` deletes it first.
-    Of the checkpoints the newest `keep_last` stay, and those of steps that `keep_every` divides. `on_save_failure`:
-    after a checkpoint that could not be written (a full disk) the run stops, or goes on to the next one.
+    `async_save` writes a checkpoint from a copy in host memory while training goes on; the one before stays until it
+    is whole. Of the checkpoints the newest `keep_last` stay, and those of steps that `keep_every` divides.
+    `on_save_failure`: after a checkpoint that could not be written (a full disk) the run stops, or goes on to the next
+    one; one that takes longer than half of `silence_timeout` was not written.
     A batch whose loss or gradient is not finite, or whose loss is `spike` standard deviations above the last ones, is
     quarantined: the run goes back to its last checkpoint and past that batch, at most `max_rollbacks` times.
     `track` names who else gets the numbers of log.jsonl: `wandb`, `mlflow` (`pretrain.trackers`).
     A rank without a step (and the save behind it) for `silence_timeout` seconds ends with a stack of its threads.
+    `rehearse` tries a step of the largest shape first, of which nothing stays: memory that does not suffice shows at
+    once, before a file is written.
     """
 
     out: str = ""
@@ -207,12 +247,14 @@ class RunConfig(Section):
     seed: int = 0
     log_every: int = Field(20, ge=1)
     save_every: int = Field(1000, ge=1)
+    async_save: bool = True
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
     on_save_failure: Literal["stop", "continue"] = "stop"
     max_rollbacks: int = Field(3, ge=0)
     spike: float | None = Field(None, gt=0)
     silence_timeout: float = Field(1800, gt=0)
+    rehearse: bool = True
     resume: Literal["never", "auto", "overwrite"] = "never"
     track: list[TrackerName] = Field([])
 
@@ -220,19 +262,18 @@ class RunConfig(Section):
 class SystemConfig(Section):
     """Which published system a configuration describes; read by `pretrain systems`, without effect on a run.
 
-    `vocabulary` is the number of tokens of the published tokenizer. `parameters` is the published count and `counts`
-    what it covers: `all`, the `model` without heads, that without text embeddings too (`no_embeddings`), its
-    `text_and_trunk`, or its `trunk`; `source` says where it is from. `held_by` names the test that holds its
-    composition against an independent implementation.
+    `vocabulary` is the number of tokens of the published tokenizer. `parameters` is the published count, or one that
+    follows from the official code, and `counts` what it covers: `all`, or the `model` without heads; `source` says
+    where it is from. `held_by` names the test that holds its composition against an independent implementation.
     """
 
     name: str
     stream: Literal["single", "dual"]
     paper: str
     vocabulary: int = Field(ge=1)
-    parameters: float | None = Field(None, gt=0)
-    counts: Literal["all", "model", "no_embeddings", "text_and_trunk", "trunk"] = "all"
-    source: str | None = None
+    parameters: float = Field(gt=0)
+    counts: Literal["all", "model"] = "all"
+    source: str
     held_by: str
 
 
@@ -252,16 +293,39 @@ class PretrainConfig(Section):
         if self.model.vision.region and self.data.regions is None:
             raise ValueError("`model.vision.region` reads regions, so `data.regions` must not be null")
         augment = self.data.augment
-        reader = "data.regions" if self.data.regions else "objectives.box" if self.objectives.box else None
+        reader = "data.regions" if self.data.regions else self.objectives.phrases
         if reader and (augment.crop_scale < 1 or augment.flip or augment.rotate):
             raise ValueError(f"`data.augment` may not crop, flip or rotate where `{reader}` is set: boxes stay put")
         return self
 
     @model_validator(mode="after")
+    def _shapes_fit_the_model(self) -> "PretrainConfig":
+        shape, vision = self.data.image_shape, self.model.vision
+        if shape is None:
+            return self
+        if vision.region:
+            raise ValueError("`data.image_shape` is for models that read pixels, and `model.vision.region` reads none")
+        if vision.patch and shape.multiple % vision.patch.size:
+            raise ValueError(
+                f"`data.image_shape.multiple` (={shape.multiple}) must be a multiple of `model.vision.patch.size` "
+                f"(={vision.patch.size})"
+            )
+        if not vision.patch and self.engine.zero == 3:
+            raise ValueError(
+                "`data.image_shape` runs a backbone once for each shape of a batch, of which ranks have different "
+                "numbers: `engine.zero` (=3) cannot follow, use 0, 1 or 2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objectives_fit_the_model(self) -> "PretrainConfig":
         objectives, regions = self.objectives, self.data.regions
-        hide = regions.hide if regions else None
-        if reason := misfit(objectives, self.model.fusion) or missing_regions(objectives, hide):
+        hide, classes = (regions.hide, regions.classes) if regions else (None, 0)
+        if reason := (
+            misfit(objectives, self.model.fusion)
+            or missing_regions(objectives, hide, classes)
+            or no_grid(objectives, self.model.vision, square=self.data.image_shape is None)
+        ):
             raise ValueError(reason)
         return self
 

@@ -4,7 +4,7 @@ import json
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pretrain.config import PretrainConfig
 from pretrain.devices import device_name, peak_flops
-from pretrain.flops import FlopMeter, meter
+from pretrain.flops import FlopMeter, KnownFlops, meter
 from pretrain.folder import BOARD, LOG, read_lines
 from pretrain.run import flat
 from pretrain.task import Task
@@ -42,7 +42,7 @@ class Metrics:
         total: int,
         batch: int,
         bar: Progress,
-        meter: FlopMeter | None,
+        meter: FlopMeter | KnownFlops | None,
         peak: float | None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
@@ -120,8 +120,15 @@ class NoMetrics:
 
 
 @contextmanager
-def reporting(config: PretrainConfig, start: int, rank: int, task: Task) -> Iterator[Metrics | NoMetrics]:
-    """Metrics with a progress bar on rank 0; `start` counts the steps of earlier lives."""
+def reporting(
+    config: PretrainConfig, start: int, rank: int, task: Task, flops: Mapping[tuple[str, ...], int]
+) -> Iterator[Metrics | NoMetrics]:
+    """Metrics with a progress bar on rank 0.
+
+    Args:
+        start: Steps of earlier lives.
+        flops: Of a step by its objectives, where they were counted before.
+    """
     if rank != 0:
         yield NoMetrics()
         return
@@ -133,7 +140,7 @@ def reporting(config: PretrainConfig, start: int, rank: int, task: Task) -> Iter
             total,
             config.data.global_batch,
             bar,
-            meter(task, config.engine),
+            meter(task, config.engine, flops),
             peak_flops(device_name()),
             open_trackers(config.run.track, Path(config.run.out), flat(config.model_dump(mode="json"))),
         )
@@ -164,5 +171,5 @@ def _line(step: int, total: int, values: dict[str, float]) -> str:
 def _forget_after(log: Path, start: int) -> None:
     """Drops lines of steps that a continued run is about to take again, and one that a kill cut off."""
     if log.is_file():
-        kept = [json.dumps(line) + "\n" for line in read_lines(log) if line["step"] <= start]
+        kept = [json.dumps(line) + "\n" for line in read_lines(log, "step") if line["step"] <= start]
         write_atomically(log, "".join(kept).encode())

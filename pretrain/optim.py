@@ -49,7 +49,9 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     grouped = [{"params": ps, "multiplier": m, "weight_decay": d} for (m, d), ps in groups.items()]
     if config.name == "sgd":
         return torch.optim.SGD(grouped, lr=config.lr, momentum=config.momentum or 0.0)
-    return torch.optim.AdamW(grouped, lr=config.lr, betas=config.betas)
+    on_cpu = all(parameter.device.type == "cpu" for _, parameter in named)
+    fused = True if on_cpu else None  # torch's choice for a CPU is a loop in which each operation passes over memory
+    return torch.optim.AdamW(grouped, lr=config.lr, betas=config.betas, fused=fused)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

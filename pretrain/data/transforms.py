@@ -4,28 +4,44 @@ Every random choice comes from the generator that is passed in, which is a funct
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from pretrain.config import AugmentConfig
+from pretrain.config import AugmentConfig, ImageShapeConfig
+from pretrain.data.shapes import kept_size
 from shards.decode import decode_image, resize
 from shards.sample import Sample
 
-
-def evaluation_pixels(sample: Sample, image_size: int) -> Tensor:
-    """The whole image squashed to a square, as ALBEF and BLIP evaluate; uint8 [S, S, 3]."""
-    return _square(decode_image(sample.image, sample.extension), image_size)
+Shape = int | ImageShapeConfig
+"""The side of a square, or how the aspect is kept."""
 
 
-def training_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """A randomly changed view; uint8 [S, S, 3]. With every augmentation off it is `evaluation_pixels`."""
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def evaluation_pixels(sample: Sample, shape: Shape) -> Tensor:
+    """The whole image, uint8 [H, W, 3]: squashed to a square as ALBEF and BLIP evaluate, or in its own aspect."""
+    return _resized(decode_image(sample.image, sample.extension), shape)
+
+
+def training_pixels(sample: Sample, shape: Shape, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """A randomly changed view; uint8 [H, W, 3]. With every augmentation off it is `evaluation_pixels`."""
     decoded_HWC = decode_image(sample.image, sample.extension)
     if config.crop_scale < 1:
-        decoded_HWC = _random_area(decoded_HWC, config.crop_scale, rng)
-    pixels_HWC = _square(decoded_HWC, image_size)
+        height, width = decoded_HWC.shape[:2]
+        decoded_HWC = crop(decoded_HWC, random_box(height, width, config.crop_scale, rng))
+    pixels_HWC = _resized(decoded_HWC, shape)
     if config.flip and rng.random() < 0.5:
         pixels_HWC = pixels_HWC.flip(1)
     if config.rotate:
@@ -37,18 +53,28 @@ def training_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng:
     return pixels_HWC.contiguous()
 
 
-def _square(decoded_HWC: np.ndarray, image_size: int) -> Tensor:
-    return resize(decoded_HWC, image_size).permute(1, 2, 0)  # a view: it is channels_last in memory
+def stack_pixels(pixels: list[Tensor]) -> Tensor:
+    """[S, S, 3] each to [B, S, S, 3]; in a loader's worker straight into memory that the consumer shares."""
+    return default_collate(pixels)
 
 
-def _random_area(pixels_HWC: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:
-    """A box of a share of the area in [smallest, 1] and an aspect of 3/4 to 4/3 of the image's own."""
-    height, width = pixels_HWC.shape[:2]
+def crop(pixels_HWC: np.ndarray, box: Box) -> np.ndarray:
+    """The part of the image, as a view."""
+    return pixels_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _resized(decoded_HWC: np.ndarray, shape: Shape) -> Tensor:
+    height, width = decoded_HWC.shape[:2]
+    size = shape if isinstance(shape, int) else kept_size(height, width, shape)
+    return resize(decoded_HWC, size).permute(1, 2, 0)  # a view: it is channels_last in memory
+
+
+def random_box(height: int, width: int, smallest: float, rng: np.random.Generator) -> Box:
+    """A share of the area in [smallest, 1] and an aspect of 3/4 to 4/3 of the image's own."""
     area, stretch = rng.uniform(smallest, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     h = min(height, max(1, round(height * math.sqrt(area / stretch))))
     w = min(width, max(1, round(width * math.sqrt(area * stretch))))
-    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    return pixels_HWC[top : top + h, left : left + w]
+    return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
 
 
 def _rotate(pixels_HWC: Tensor, degrees: float) -> Tensor:
@@ -67,10 +93,11 @@ def _jitter(pixels_HWC: Tensor, strength: float, rng: np.random.Generator) -> Te
 
 
 def _erase(pixels_HWC: Tensor, rng: np.random.Generator) -> Tensor:
-    """Fills a box of up to a third of each side with noise."""
-    size = pixels_HWC.shape[0]
-    h, w = rng.integers(size // 8, size // 3 + 1, 2)
-    top, left = rng.integers(size - h), rng.integers(size - w)
+    """Fills a box of up to a third of the shorter side with noise."""
+    height, width = pixels_HWC.shape[:2]
+    shorter = min(height, width)
+    h, w = rng.integers(shorter // 8, shorter // 3 + 1, 2)
+    top, left = rng.integers(height - h), rng.integers(width - w)
     erased_HWC = pixels_HWC.clone()
     erased_HWC[top : top + h, left : left + w] = torch.from_numpy(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
     return erased_HWC

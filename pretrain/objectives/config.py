@@ -20,7 +20,8 @@ class ITCConfig(ObjectiveConfig):
     `similarity`: of the `pooled` vectors, the token-wise maximum of all `tokens` (FILIP), or the maximum over the
     image's tokens as `queries` (BLIP-2). `loss`: `softmax`, or the `sigmoid` of SigLIP, which starts at `bias`.
     `temperature` is learned within `limits`. `targets` `distilled` and a `queue` of so many features (0: none) read
-    the momentum towers (`objectives.momentum`).
+    the momentum towers (`objectives.momentum`). `regions` is the weight of the same loss between the phrases of regions
+    and those parts of the image (X-VLM, arXiv:2111.08276), 0 for none.
     """
 
     similarity: Literal["pooled", "tokens", "queries"] = "pooled"
@@ -31,6 +32,7 @@ class ITCConfig(ObjectiveConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     targets: Literal["hard", "distilled"] = "hard"
     queue: int = Field(0, ge=0)
+    regions: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -41,26 +43,74 @@ class ITCConfig(ObjectiveConfig):
             )
         if self.similarity != "pooled" and not plain:
             raise ValueError(f"`objectives.itc.similarity` (={self.similarity}) takes hard targets and no queue")
+        if self.regions and (self.similarity != "pooled" or self.loss != "softmax" or not plain):
+            raise ValueError(
+                f"`objectives.itc.regions` (={self.regions}) takes pooled similarities, softmax, hard targets, no queue"
+            )
+        return self
+
+
+class RankingConfig(Section):
+    """The true pair against false ones, all judged by the matching head's row for a match.
+
+    Each pair meets `texts` wrong texts and `images` wrong images of the global batch, drawn evenly and without
+    repetition, and `similar` texts of images that look alike (ViLBERT's hard captions). With `mined_from` as many are
+    scored without gradient first, and the hardest of them kept (UNITER). `margin` is of `margin` and `circle`, `scale`
+    of `circle`. `binary` is the weight of yes or no beside it (ViLT).
+    """
+
+    loss: Literal["softmax", "margin", "circle"] = "softmax"
+    texts: int = Field(15, ge=0)
+    images: int = Field(0, ge=0)
+    similar: int = Field(0, ge=0)
+    mined_from: int | None = Field(None, ge=1)
+    margin: float = Field(0.2, ge=0, le=1)
+    scale: float = Field(32.0, gt=0)
+    binary: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _meets_something(self) -> Self:
+        if not self.texts + self.images + self.similar:
+            raise ValueError("`objectives.itm.ranking` must draw at least one of `texts`, `images` and `similar`")
+        if self.mined_from is not None and self.mined_from < max(self.texts, self.images):
+            raise ValueError(
+                f"`objectives.itm.ranking.mined_from` (={self.mined_from}) must be at least `texts` (={self.texts}) "
+                f"and `images` (={self.images}), which are kept of it"
+            )
         return self
 
 
 class ITMConfig(ObjectiveConfig):
     """Image-text matching.
 
-    `negatives`: each pair meets a wrong text and a wrong image, `hard` ones by the similarity of contrast (ALBEF,
-    arXiv:2107.07651) or `random` ones; or its text is replaced with probability one half (`swap`, as in ViLBERT). They
-    come from the `global` batch, or from the rank's own part (`local`: no gathering, but the result depends on the
-    number of ranks).
+    `ranking` trains the choice of the true pair among several, in place of yes or no for each. Without it: `negatives`:
+    each pair meets a wrong text and a wrong image, `hard` ones by the similarity of contrast (ALBEF, arXiv:2107.07651)
+    or `random` ones; or its text is replaced with probability one half (`swap`, as in ViLBERT). They come from the
+    `global` batch, or from the rank's own part (`local`: no gathering, but the result depends on the number of ranks).
+    `head` is one `linear` layer or two (`mlp`, X-VLM). `regions` is the weight of the same loss on regions and their
+    phrases, 0 for none.
     """
 
     negatives: Literal["hard", "random", "swap"] = "hard"
     pool: Literal["global", "local"] = "global"
+    head: Literal["linear", "mlp"] = "linear"
+    regions: float = Field(0.0, ge=0)
+    ranking: RankingConfig | None = None
 
     @model_validator(mode="after")
     def _swap_is_global(self) -> Self:
+        if self.negatives == "swap" and self.regions:
+            raise ValueError(f"`objectives.itm.regions` (={self.regions}) takes hard or random negatives, not swap")
         if self.negatives == "swap" and self.pool == "local":
             raise ValueError("`objectives.itm.pool` (=local) is for hard and random negatives; texts swap globally")
         return self
+
+
+class TripletConfig(ObjectiveConfig):
+    """The hinge of VSE++ (arXiv:1707.05612) on cosines: of the `hardest` wrong item of the batch, or of all."""
+
+    margin: float = Field(0.2, gt=0, le=2)
+    hardest: bool = True
 
 
 class MLMConfig(ObjectiveConfig):
@@ -68,7 +118,10 @@ class MLMConfig(ObjectiveConfig):
 
     `unit` is what is hidden together: single tokens, whole words (ViLT) or spans of words (SpanBERT).
     `second_probability` is the chance of tokens of the second segment (tags), null for `probability`. `image` `masked`
-    hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers.
+    hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers. `tied` false
+    predicts with a matrix other than the words' embedding (ViLT, METER). `eps` is of the head's LayerNorm, null for the
+    trunk's. `regions` is the weight of the same loss on the phrases of regions, which see those parts of the image
+    alone, 0 for none.
     """
 
     probability: float = Field(0.15, gt=0, lt=1)
@@ -76,6 +129,15 @@ class MLMConfig(ObjectiveConfig):
     unit: Unit = "token"
     image: Literal["clean", "masked"] = "clean"
     targets: Literal["hard", "distilled"] = "hard"
+    tied: bool = True
+    eps: float | None = Field(None, gt=0)
+    regions: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _regions_have_hard_targets(self) -> Self:
+        if self.regions and self.targets != "hard":
+            raise ValueError(f"`objectives.mlm.regions` (={self.regions}) takes hard targets, not {self.targets}")
+        return self
 
 
 class Seq2SeqConfig(ObjectiveConfig):
@@ -127,16 +189,19 @@ class PollutionConfig(ObjectiveConfig):
     """Is the text of this image? Texts are polluted with those of other images when the batch is made.
 
     `second` replaces the second segment with probability `probability`: tags (OSCAR, arXiv:2004.06165) or a second
-    caption (VisualBERT, arXiv:1908.03557). `three_way` replaces the caption or the tags, half of the time each (VinVL,
-    arXiv:2101.00529).
+    caption (VisualBERT, arXiv:1908.03557). `caption` replaces the caption and leaves the image its own tags (OSCAR's
+    fine-tuning). `three_way` replaces the caption or the tags, half of the time each (VinVL, arXiv:2101.00529). `text`
+    is what is judged: the `clean` text, or the `masked` one, in the forward that predicts its words too, as those
+    systems do.
     """
 
-    kind: Literal["second", "three_way"] = "second"
+    kind: Literal["second", "caption", "three_way"] = "second"
     probability: float = Field(0.5, gt=0, lt=1)
+    text: Literal["clean", "masked"] = "clean"
 
     @property
     def classes(self) -> int:
-        return 2 if self.kind == "second" else 3
+        return 3 if self.kind == "three_way" else 2
 
 
 class BoxConfig(ObjectiveConfig):
@@ -165,6 +230,7 @@ class ObjectivesConfig(Section):
     mix: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     momentum: MomentumConfig | None = None
     itc: ITCConfig | None = None
+    triplet: TripletConfig | None = None
     itm: ITMConfig | None = None
     mlm: MLMConfig | None = None
     seq2seq: Seq2SeqConfig | None = None
@@ -180,6 +246,12 @@ class ObjectivesConfig(Section):
     def chosen(self) -> dict[str, ObjectiveConfig]:
         """The objectives that are not null, by name."""
         return {name: config for name, config in self if isinstance(config, ObjectiveConfig)}
+
+    @property
+    def phrases(self) -> str | None:
+        """The first setting that reads the phrases of regions, None where none does."""
+        readers = [f"objectives.{n}.regions" for n, one in self.chosen.items() if getattr(one, "regions", 0)]
+        return "objectives.box" if self.box else next(iter(readers), None)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

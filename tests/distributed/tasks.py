@@ -8,7 +8,7 @@ from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
 from pretrain.task import Task
 from tests.distributed.group import Found, mean_over_ranks, rows_of_rank
-from tests.pretrain.tiny import CLASSES, VOCABULARY, random_batch, region_batch, tiny_config, tiny_joint
+from tests.pretrain.tiny import CLASSES, VOCABULARY, phrase_batch, random_batch, region_batch, tiny_config, tiny_joint
 
 PAIRS = 8
 STEPS = 2  # a queue that the first fills is read by the second
@@ -23,6 +23,9 @@ TASKS = {
             "lm": {"label_smoothing": 0.1},
         }
     ),
+    "x-vlm": tiny_config(
+        objectives={"itc": {"regions": 0.5}, "itm": {"regions": 0.5, "head": "mlp"}, "mlm": {"regions": 0.5}, "box": {}}
+    ),
     "siglip": tiny_config(objectives={"itc": {"loss": "sigmoid", "bias": -2.0}}),
     "filip": tiny_config(objectives={"itc": {"similarity": "tokens", "label_smoothing": 0.1}}),
     "blip-2": tiny_config(objectives={"itc": {"similarity": "queries"}}),
@@ -36,6 +39,10 @@ TASKS = {
             "mra": {"classes": CLASSES},
         }
     ),
+    "vilt, 4-way": tiny_config(objectives={"itm": {"ranking": {"texts": 3}}}),
+    "vilbert, 4-way": tiny_joint({"itm": {"ranking": {"texts": 1, "images": 1, "similar": 1}}}),
+    "uniter, mined": tiny_joint({"itm": {"ranking": {"loss": "margin", "texts": 2, "images": 2, "mined_from": 5}}}),
+    "vse++": tiny_config(objectives={"triplet": {}, "itm": {"ranking": {"loss": "circle", "texts": 4, "images": 2}}}),
     "unified-vlp": tiny_joint({"mlm": {}, "seq2seq": {}, "lm": {"attention": "prefix"}}),
     "vinvl": tiny_joint({"mlm": {}, "pollution": {"kind": "three_way"}, "box": {}, "mrc": {"classes": CLASSES}}),
 }
@@ -59,7 +66,7 @@ def trained(config: PretrainConfig) -> Found:
 
 def _batch(config: PretrainConfig, seed: int) -> Batch:
     if config.model.vision.region is None:
-        return random_batch(PAIRS, seed=seed)
+        return (phrase_batch if config.objectives.phrases else random_batch)(PAIRS, seed=seed)
     batch = region_batch(PAIRS, seed=seed)
     floats = {name: x.double() for name, x in vars(batch).items() if x is not None and x.is_floating_point()}
     return replace(batch, **floats)

@@ -6,6 +6,7 @@ import torch
 from pretrain.models.co_attention import CoAttention
 from pretrain.models.config import CoAttentionConfig, FusionConfig
 from pretrain.models.encoder_decoder import EncoderDecoder
+from pretrain.models.first_added import FirstAdded
 from pretrain.models.interface import Encoded
 from shards.errors import UserError
 from tests.pretrain.test_models import loud, slow_attention
@@ -84,8 +85,9 @@ def test_co_attention_equals_following_one_pair(name):
     for row in range(2):
         expected = slow_trunk(trunk, text.tokens_BTD[row], image.tokens_BTD[row], TEXT_MASK[row], IMAGE_MASK[row])
         # Measured: at most 7e-16 in float64.
-        torch.testing.assert_close(fused.text_BLD[row], expected[0], rtol=0, atol=1e-12)
-        torch.testing.assert_close(fused.image_BND[row], expected[1], rtol=0, atol=1e-12)
+        text_there, image_there = TEXT_MASK[row], IMAGE_MASK[row]
+        torch.testing.assert_close(fused.text_BLD[row][text_there], expected[0][text_there], rtol=0, atol=1e-12)
+        torch.testing.assert_close(fused.image_BND[row][image_there], expected[1][image_there], rtol=0, atol=1e-12)
     assert fused.pooled_BD.shape == (2, trunk.pooler.width)
 
 
@@ -154,8 +156,9 @@ def test_encoder_and_decoder_equal_following_one_pair(norm, attention):
         for block in trunk.decoder:
             y = slow_decoder_block(block, y, TEXT_MASK[row], memory, read)
         # Measured: at most 5e-16 in float64.
-        torch.testing.assert_close(fused.text_BLD[row], trunk.decoder_norm(y), rtol=0, atol=1e-12)
-        torch.testing.assert_close(fused.image_BND[row], memory[4:], rtol=0, atol=1e-12)
+        there, image_there = TEXT_MASK[row], IMAGE_MASK[row]
+        torch.testing.assert_close(fused.text_BLD[row][there], trunk.decoder_norm(y)[there], rtol=0, atol=1e-12)
+        torch.testing.assert_close(fused.image_BND[row][image_there], memory[4:][image_there], rtol=0, atol=1e-12)
 
 
 def slow_decoder_block(block, y, mask, memory, read):
@@ -193,3 +196,23 @@ def test_what_an_encoder_decoder_needs():
     for attention, message in (("prefix", "needs a text with `prefix_BL`"), ("block", r"\(=block\) is not known")):
         with pytest.raises(ValueError, match=message):
             trunk(text, trunk.remember(image), attention)
+
+
+@torch.no_grad()
+def test_first_tokens_are_added():
+    """LightningDOT: each side with what the other says first, and no layer but the pooler's."""
+    trunk = loud(FirstAdded(FusionConfig(trunk="first_added", pooler="concatenate"), D, D))
+    text, image = sides(D)
+    fused = trunk(text, trunk.remember(image))
+    for row in range(2):
+        for place in range(4):
+            expected = text.tokens_BTD[row, place] + image.tokens_BTD[row, 0]
+            torch.testing.assert_close(fused.text_BLD[row, place], expected)
+        for place in range(3):
+            expected = image.tokens_BTD[row, place] + text.tokens_BTD[row, 0]
+            torch.testing.assert_close(fused.image_BND[row, place], expected)
+    assert fused.pooled_BD.shape == (2, 2 * D)
+    with pytest.raises(ValueError, match=r"`attention` \(=causal\) must be bidirectional for first_added"):
+        trunk(text, trunk.remember(image), "causal")
+    with pytest.raises(UserError, match=r"yields width 8; `first_added` needs that of the text, 12"):
+        FirstAdded(FusionConfig(trunk="first_added"), D, C)
