@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.devices import device_name, peak_flops
 from pretrain.flops import FlopMeter, KnownFlops, meter
@@ -19,6 +20,7 @@ from pretrain.run import flat
 from pretrain.task import Task
 from pretrain.trackers import Tracker, open_trackers
 from shards.console import Progress, clock, progress
+from shards.parts import Counts
 from shards.storage import write_atomically
 
 
@@ -64,12 +66,13 @@ class Metrics:
         self._flops += self._meter.step if self._meter else 0
         self._bar.advance()
 
-    def report(self, step: int, lr: float) -> None:
+    def report(self, step: int, lr: float, data: Mapping[str, int]) -> None:
         """Writes the averages since the last report; `step` counts finished steps.
 
         Beside them: `samples` seen since the start of the run, `memory` of this rank at its peak in bytes
         (`peak_memory`), `eta` in seconds, and `time` in Unix seconds. `tflops` are model TFLOP/s of this
-        rank's device (`pretrain.flops`) and `mfu` their share of its peak, each where it is known.
+        rank's device (`pretrain.flops`) and `mfu` their share of its peak, each where it is known. `data` says what
+        became of the samples that were read (`data_counts`).
         """
         seconds = time.monotonic() - self._start
         values = {name: total / self._counts[name] for name, total in self._sums.items()}
@@ -80,6 +83,7 @@ class Metrics:
             "data_wait": self._waited / seconds,
             "memory": peak_memory(),
             "eta": (self.total - step) * seconds / self._steps,
+            **data,
         }
         if self._meter:
             values["tflops"] = self._flops / seconds / 1e12
@@ -116,7 +120,7 @@ class NoMetrics:
 
     def add(self, losses: dict[str, float], waited: float) -> None: ...
 
-    def report(self, step: int, lr: float) -> None: ...
+    def report(self, step: int, lr: float, data: Mapping[str, int]) -> None: ...
 
 
 @contextmanager
@@ -150,6 +154,17 @@ def reporting(
             metrics.close()
 
 
+def data_counts(counts: Counts) -> dict[str, int]:
+    """`read` = `yielded` + `substituted` (damaged) + `filtered`: samples of all ranks since this process began.
+
+    Every rank calls it.
+    """
+    named = {"read": counts.read, "yielded": counts.yielded, "substituted": counts.substituted}
+    named["filtered"] = counts.filtered.total()
+    own = torch.tensor(list(named.values()), device=distributed.collective_device())
+    return dict(zip(named, distributed.sum_over_ranks(own).tolist(), strict=True))
+
+
 def peak_memory() -> int:
     """The most bytes that this process has held: tensors on its accelerator, or without one all that is resident."""
     if torch.accelerator.is_available():
@@ -161,9 +176,10 @@ def _line(step: int, total: int, values: dict[str, float]) -> str:
     losses = "  ".join(f"{name.removeprefix('loss/')} {v:.3f}" for name, v in values.items() if name.startswith("loss"))
     speed = f"{values['tflops']:.3g} TFLOP/s  " if "tflops" in values else ""
     speed += f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
+    lost = "".join(f"{values[name]} {name}  " for name in ("substituted", "filtered") if values[name])
     return (
         f"step {step}/{total}  {values['samples']:,} samples  {losses}  lr {values['lr']:.2e}  "
-        f"{values['samples_per_second']:.0f} samples/s  data {values['data_wait']:.0%}  "
+        f"{values['samples_per_second']:.0f} samples/s  data {values['data_wait']:.0%}  {lost}"
         f"memory {values['memory'] / 1e9:.2f} GB  {speed}ETA {clock(values['eta'])}"
     )
 

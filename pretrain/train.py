@@ -18,9 +18,10 @@ from pretrain.checkpoint import Checkpoint, restore
 from pretrain.config import DataConfig, PretrainConfig, RunConfig, WeightedShards
 from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.engine import Engine, check_accelerator, start_process_group, world_from_environment
+from pretrain.engine import Engine, check_accelerator, start_process_group
 from pretrain.folder import DAMAGE, newest_checkpoint
-from pretrain.metrics import reporting
+from pretrain.machine import rank_from_environment, world_from_environment
+from pretrain.metrics import data_counts, reporting
 from pretrain.models.resize import at_size
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.peers import peers_needed
@@ -135,9 +136,9 @@ def fit(
         PeerLost: another rank is gone.
     """
     inputs = check(config, source, initial)
-    device = start_process_group()
-    out, rank = Path(config.run.out), distributed.rank()
+    out, rank = Path(config.run.out), rank_from_environment()
     with watching(config.run.silence_timeout, rank) as pulse, peers_needed(out, rank, pulse):
+        device = start_process_group()
         check_agreement(facts(config, inputs))
         engine = _ready(config, inputs, initial, device)
         distributed.barrier()  # no rank is still looking at the folder when the first one writes into it
@@ -244,7 +245,7 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
             last = done == run.steps
             metrics.add(stepped.losses, waited)
             if done % run.log_every == 0 or last or stop:
-                metrics.report(done, lr)
+                metrics.report(done, lr, data_counts(life.stream.counts))
             if done % run.save_every == 0 or last or stop:
                 _save(run, done, engine, life, must=last or stop)
             pulse.beat(done)
