@@ -47,7 +47,8 @@ class Forgiving:
     """A tracker that stops at its first failure, which costs a sentence and not the training."""
 
     def __init__(self, name: str, start: Callable[[], Tracker]) -> None:
-        self._name, self._tracker = name, None
+        self._name = name
+        self._tracker: Tracker | None = None
         self._try(lambda: setattr(self, "_tracker", start()))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -74,7 +74,7 @@ def imagine(
     sizes = tuple(sum(p.numel() for p in group["params"]) for group in groups)
     if entry:
         task.choose(entry.split("+"))
-    arrange(task, config.engine)
+    arrange(task, config.engine.model_copy(update={"compile": False}))  # memory and products are about the same
     batch = largest_batch(config, config.data.global_batch // world)
     with _ranks(world), FakeTensorMode():
         task._apply(lambda x: torch.empty(x.shape, dtype=x.dtype))  # fake, and of the CPU in place of the meta device

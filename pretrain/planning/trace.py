@@ -132,7 +132,10 @@ class Recorder(TorchDispatchMode):
             return self._message(func, args, kwargs)
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._value(args[0])
-        output = func(*self._counted(func, args), **kwargs)
+        if func is torch.ops.aten.nonzero.default:
+            output = torch.empty((self._chosen(args[0]), args[0].ndim), dtype=torch.int64, device=args[0].device)
+        else:
+            output = func(*self._counted(func, args), **kwargs)
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
@@ -187,7 +190,13 @@ class Recorder(TorchDispatchMode):
     def _shade(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """The same operation on shadows, where all that it reads has one."""
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if not inputs or not isinstance(output, Tensor):
+        if not isinstance(output, Tensor):
+            return
+        if (value := _constant(func, args)) is not None and not output.is_floating_point():
+            with _disable_current_modes():
+                self._shadows[output] = torch.full(output.shape, value, dtype=output.dtype)
+            return
+        if not inputs and output.is_floating_point():
             return
         if not all(x in self._shadows or not isinstance(x, FakeTensor) for x in inputs):
             self._shadows.pop(output, None)  # written into, and no longer known
@@ -195,6 +204,17 @@ class Recorder(TorchDispatchMode):
         real_args, real_kwargs = tree_map_only(Tensor, lambda x: self._shadows.get(x, x), (args, kwargs))
         with _disable_current_modes():
             self._shadows[output] = func(*real_args, **real_kwargs)
+
+
+def _constant(func: Any, args: Any) -> float | None:
+    """What an operator fills its output with, whatever its inputs hold; None for one that does not.
+
+    Which negative is drawn nobody knows, and it does not matter: the texts of the largest batch are equally long.
+    """
+    name = func._overloadpacket.__name__.removeprefix("new_").removesuffix("_like")
+    if name in ("ones", "zeros", "searchsorted"):
+        return float(name == "ones")
+    return args[-1] if name == "full" and isinstance(args[-1], int | float) else None
 
 
 def _asked_by() -> str:
