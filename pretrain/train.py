@@ -12,6 +12,7 @@ import torch
 from pretrain import distributed
 from pretrain.agreement import check_agreement
 from pretrain.arrange import arrange
+from pretrain.bank import check_frozen, fill_bank
 from pretrain.checkpoint import Checkpoint, CheckpointNotWritten, prune, restore, save_checkpoint
 from pretrain.config import DataConfig, PretrainConfig, WeightedShards
 from pretrain.data.loader import Preparation, check_inputs
@@ -93,6 +94,7 @@ def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | N
             f"of the text encoder"
         )
     freeze(task, config.optim.freeze)
+    check_frozen(task)
     arrange(task, config.engine)
     build_optimizer(task, config.optim)
     known = initial.task.state_dict() if initial else task.state_dict()
@@ -126,7 +128,9 @@ def fit(config: PretrainConfig, source: Source | None = None, initial: Checkpoin
         if initial:
             load_initial(task, initial)
         freeze(task, config.optim.freeze)
-        return _loop(config, inputs, Engine(task.to(device).train(), config), device)
+        task.to(device)
+        fill_bank(task, config, inputs.tokenizer, [source for source, _ in inputs.sources])
+        return _loop(config, inputs, Engine(task.train(), config), device)
 
 
 def facts(config: PretrainConfig, inputs: Inputs) -> dict[str, object]:

@@ -15,10 +15,10 @@ from pretrain.config import PretrainConfig
 from pretrain.data.labels import RegionVocabulary
 from pretrain.data.masking import IGNORE, choose, mask_tokens
 from pretrain.data.phrases import Phrase, draw_phrase
+from pretrain.data.pixels import Picture, Pictures
 from pretrain.data.pollution import Parts, draw_other, pollute
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
 from pretrain.data.tokenizer import Text, Tokenizer
-from pretrain.data.transforms import training_pixels
 from shards.errors import UserError
 from shards.sample import Identity, Sample
 from shards.sources.base import Source
@@ -28,7 +28,7 @@ from shards.stream import StreamedSample
 class Prepared(NamedTuple):
     """One pair, ready to be stacked."""
 
-    pixels_HWC: Tensor | None
+    picture: Picture | None
     text: Text
     masked_ids_L: np.ndarray
     masked_labels_L: np.ndarray
@@ -74,7 +74,8 @@ def check_inputs(config: PretrainConfig, tokenizer: Tokenizer, sample: Sample) -
 class Preparation:
     """Turns streamed samples into one `Batch`; picklable, so that workers can carry it.
 
-    `sources` are where other images' texts come from (`objectives.pollution`); without them none is polluted.
+    `sources` are where other images and their texts come from (`data.augment.blend`, `objectives.pollution`); without
+    them none is blended or polluted.
     """
 
     config: PretrainConfig
@@ -87,25 +88,31 @@ class Preparation:
         regions = self.config.data.regions
         return RegionVocabulary.read(regions.labels) if regions and regions.labels else RegionVocabulary((), ())
 
+    @cached_property
+    def pictures(self) -> Pictures:
+        """What reads images, and remembers some."""
+        data, size = self.config.data, self.config.model.image_size
+        return Pictures(data.augment, size, int(data.keep_gigabytes * 1e9), self.sources, self.group)
+
     def transform(self, item: StreamedSample) -> Prepared:
         sample, rng = item.sample, item.rng()
         check_sample(self.config, sample)
         parts = self._parts(item, rng)
         text = self._text(parts, rng)
         masked_L, labels_L = self._mask(text, rng)
-        pixels_HWC = self._pixels(sample, rng)
+        picture = self._picture(item.identity, sample, rng)
         draws_K = rng.random(len(Draw))
-        group, regions = self._group(item.identity, sample), self._regions(sample, rng)
+        group, regions = self.group(item.identity, sample), self._regions(sample, rng)
         phrase = self._phrase(sample, rng)
-        return Prepared(pixels_HWC, text, masked_L, labels_L, group, draws_K, regions, parts.label, phrase)
+        return Prepared(picture, text, masked_L, labels_L, group, draws_K, regions, parts.label, phrase)
 
     def collate(self, items: list[Prepared]) -> Batch:
         token_ids_BL, token_mask_BL = self.tokenizer.pad([item.text.ids_L for item in items])
         regions = [item.regions for item in items if item.regions is not None]
         phrases = [item.phrase for item in items if item.phrase is not None]
-        pixels = [item.pixels_HWC for item in items if item.pixels_HWC is not None]
+        pictures = [item.picture for item in items if item.picture is not None]
         return Batch(
-            pixels_BHWC=torch.stack(pixels) if pixels else None,
+            pixels_BHWC=self.pictures.stack(pictures) if pictures else None,
             token_ids_BL=token_ids_BL,
             token_mask_BL=token_mask_BL,
             segments_BL=self._segments([item.text.segments_L for item in items]),
@@ -138,8 +145,8 @@ class Preparation:
         sample, config = item.sample, self.config.objectives.pollution
         if config is None or not self.sources:
             return Parts(sample, sample, 0)
-        own = self._group(item.identity, sample)
-        return pollute(sample, config, lambda: draw_other(self.sources, self._group, own, rng), rng)
+        own = self.group(item.identity, sample)
+        return pollute(sample, config, lambda: draw_other(self.sources, self.group, own, rng), rng)
 
     def _text(self, parts: Parts, rng: np.random.Generator) -> Text:
         caption = self._caption(parts.caption, rng)
@@ -157,10 +164,8 @@ class Preparation:
     def _segments(self, segments: list[np.ndarray]) -> Tensor | None:
         return torch.from_numpy(stack_rows(segments)) if self.config.data.second else None
 
-    def _pixels(self, sample: Sample, rng: np.random.Generator) -> Tensor | None:
-        if self.config.model.vision.region:
-            return None
-        return training_pixels(sample, self.config.model.image_size, self.config.data.augment, rng)
+    def _picture(self, identity: Identity, sample: Sample, rng: np.random.Generator) -> Picture | None:
+        return None if self.config.model.vision.region else self.pictures.read(identity, sample, rng)
 
     def _regions(self, sample: Sample, rng: np.random.Generator) -> Regions | None:
         config, region = self.config.data.regions, self.config.model.vision.region
@@ -183,7 +188,7 @@ class Preparation:
         chosen_L = choose(self.tokenizer.words(text.ids_L), probability_L, config.unit, rng)
         return mask_tokens(text.ids_L, chosen_L, self.tokenizer.mask_id, len(self.tokenizer), rng)
 
-    def _group(self, identity: Identity, sample: Sample) -> int:
+    def group(self, identity: Identity, sample: Sample) -> int:
         """63 bits of the group's name, or of the sample's identity: the same on every rank and in every run."""
         key = self.config.data.group_by
         name = identity if key is None else sample.metadata[key]

@@ -1,16 +1,15 @@
 """Stored image to the pixels that a model sees: uint8 in, uint8 out; the model normalises.
 
 Every random choice comes from the generator that is passed in, which is a function of the sample's place in the order.
+What can be done to a whole batch at once is in `pretrain.data.augment`.
 """
 
 import math
 
 import numpy as np
-import torch
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
-from pretrain.config import AugmentConfig
+from pretrain.data.augment_config import AugmentConfig
 from shards.decode import decode_image, resize
 from shards.sample import Sample
 
@@ -20,21 +19,10 @@ def evaluation_pixels(sample: Sample, image_size: int) -> Tensor:
     return _square(decode_image(sample.image, sample.extension), image_size)
 
 
-def training_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """A randomly changed view; uint8 [S, S, 3]. With every augmentation off it is `evaluation_pixels`."""
+def cropped_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """A random part of the image squashed to a square; uint8 [S, S, 3]."""
     decoded_HWC = decode_image(sample.image, sample.extension)
-    if config.crop_scale < 1:
-        decoded_HWC = _random_area(decoded_HWC, config.crop_scale, rng)
-    pixels_HWC = _square(decoded_HWC, image_size)
-    if config.flip and rng.random() < 0.5:
-        pixels_HWC = pixels_HWC.flip(1)
-    if config.rotate:
-        pixels_HWC = _rotate(pixels_HWC, rng.uniform(-config.rotate, config.rotate))
-    if config.color:
-        pixels_HWC = _jitter(pixels_HWC, config.color, rng)
-    if config.erase and rng.random() < config.erase:
-        pixels_HWC = _erase(pixels_HWC, rng)
-    return pixels_HWC.contiguous()
+    return _square(_random_area(decoded_HWC, config.crop_scale, rng), image_size)
 
 
 def _square(decoded_HWC: np.ndarray, image_size: int) -> Tensor:
@@ -49,28 +37,3 @@ def _random_area(pixels_HWC: np.ndarray, smallest: float, rng: np.random.Generat
     w = min(width, max(1, round(width * math.sqrt(area * stretch))))
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
     return pixels_HWC[top : top + h, left : left + w]
-
-
-def _rotate(pixels_HWC: Tensor, degrees: float) -> Tensor:
-    corner = pixels_HWC[0, 0].tolist()
-    turned_CHW = TF.rotate(pixels_HWC.permute(2, 0, 1), degrees, TF.InterpolationMode.BILINEAR, fill=corner)
-    return turned_CHW.permute(1, 2, 0)
-
-
-def _jitter(pixels_HWC: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor in [1 - strength, 1 + strength]."""
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    x_HWC = pixels_HWC.float() * brightness
-    x_HWC = (x_HWC - x_HWC.mean()) * contrast + x_HWC.mean()
-    grey_HW1 = x_HWC.mean(2, keepdim=True)
-    return ((x_HWC - grey_HW1) * saturation + grey_HW1).round().clamp(0, 255).to(torch.uint8)
-
-
-def _erase(pixels_HWC: Tensor, rng: np.random.Generator) -> Tensor:
-    """Fills a box of up to a third of each side with noise."""
-    size = pixels_HWC.shape[0]
-    h, w = rng.integers(size // 8, size // 3 + 1, 2)
-    top, left = rng.integers(size - h), rng.integers(size - w)
-    erased_HWC = pixels_HWC.clone()
-    erased_HWC[top : top + h, left : left + w] = torch.from_numpy(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
-    return erased_HWC

@@ -9,6 +9,7 @@ from pretrain.models.encoder_decoder import EncoderDecoder
 from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
 from pretrain.models.joint import Joint
+from pretrain.models.projection import TextHead
 from pretrain.models.text import TextEncoder, self_contained_text
 from pretrain.models.tower import visual_embedder
 
@@ -27,7 +28,7 @@ class DuoModel(nn.Module):
         self.vision = visual_embedder(config.vision, config.image_size)
         self.text = TextEncoder(config.text, vocabulary)
         self.image_projection = _projection(self.vision.pooled_width, config)
-        self.text_projection = _projection(self.text.width, config)
+        self.text_projection = _text_projection(self.text.width, config)
         self._shared_text = config.fusion.shared_text
         self.fusion = _trunk(config, self.text.width, self.vision.width)
         self.shape = ModelShape(
@@ -50,11 +51,16 @@ class DuoModel(nn.Module):
         return Encoded(tokens_BND, mask_BN, self._share(self.image_projection, pooled_BP))
 
     def encode_text(self, text: TextInput, causal: bool = False) -> Encoded:
+        tokens_BLD, pooled_BD = self.pooled_text(text, causal)
+        shared_BE = self._share(self.text_projection, pooled_BD)
+        return Encoded(tokens_BLD, text.mask_BL, shared_BE, text.prefix_BL)
+
+    def pooled_text(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
+        """Tokens float [B, L, D], and what stands for each text before it is projected, float [B, D]."""
         tokens_BLD, pooled_BD = self.text(text, causal)
         if self.reader is not None and self.shape.embedding_dim is not None:
             pooled_BD = self.reader.read(tokens_BLD, text.mask_BL, causal)[:, 0]
-        shared_BE = self._share(self.text_projection, pooled_BD)
-        return Encoded(tokens_BLD, text.mask_BL, shared_BE, text.prefix_BL)
+        return tokens_BLD, pooled_BD
 
     def remember(self, image: Encoded) -> Memory:
         return self._fusing().remember(image)
@@ -90,6 +96,12 @@ def _projection(width: int, config: ModelConfig) -> nn.Module:
     if config.embedding_dim is None:
         return nn.Identity()
     return nn.Linear(width, config.embedding_dim, bias=config.projection_bias)
+
+
+def _text_projection(width: int, config: ModelConfig) -> nn.Module:
+    if config.text_head is None or config.embedding_dim is None:
+        return _projection(width, config)
+    return TextHead(config.text_head, width, config.embedding_dim)
 
 
 def _trunk(config: ModelConfig, text_width: int, image_width: int) -> Trunk | None:

@@ -180,11 +180,19 @@ class FusionConfig(BlocksConfig):
     recompute: bool = False
 
 
+class TextHeadConfig(Section):
+    """A projection of texts that is more than linear: beside the linear map a network of `hidden` units with `dropout`
+    behind a LayerNorm. For text encoders that stay frozen."""
+
+    hidden: int = Field(768, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 class ModelConfig(Section):
     """trunk x visual embedder x text embedder.
 
     `embedding_dim` is the size of the shared space that both sides are projected to, null for none; `projection_bias`
-    false leaves out the biases there (CLIP).
+    false leaves out the biases there (CLIP). `text_head` null projects texts by a linear map.
     """
 
     image_size: int = Field(224, ge=16)
@@ -193,3 +201,4 @@ class ModelConfig(Section):
     fusion: FusionConfig = FusionConfig()
     embedding_dim: int | None = Field(256, ge=8)
     projection_bias: bool = True
+    text_head: TextHeadConfig | None = None
