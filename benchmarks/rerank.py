@@ -53,7 +53,7 @@ def main() -> None:
     checkpoint = load_checkpoint(arguments.ckpt)
     data = RetrievalSet.from_source(open_input(None, None, "", arguments.shards).source)
     scorer = Scorer(checkpoint, data)
-    candidates_Ik, _ = top(scorer.similarity(), arguments.k)
+    candidates_Ik, _ = top(scorer.similarity().by_image_IT, arguments.k)
     ratios = []
     for _ in range(arguments.rounds):
         (us, our_scores), (them, their_scores) = fast(scorer, candidates_Ik), slow(checkpoint, data, candidates_Ik)

@@ -17,6 +17,7 @@ from finetune.ranking import Ranked
 from finetune.recall import Indices, Recall, Scores, best_positive, chunks, is_positive, reranked_ranks
 from finetune.results import Analysis, Confusion, Histogram, RerankPoint, WordMiss
 from finetune.retrieval import RetrievalSet
+from finetune.score import Similarity
 from shards.errors import UserError
 
 WORD = re.compile(r"[^\W\d_]+")
@@ -27,21 +28,21 @@ SUSPECT = 2.0  # standard errors below the rest
 
 def analyse(
     data: RetrievalSet,
-    similarity_IT: Scores,
+    similarity: Similarity,
     score: Literal["itc", "itm"],
     i2t: Sequence[Ranked],
     t2i: Sequence[Ranked],
     group_by: str | None,
 ) -> Analysis:
-    """Everything for one results file; `i2t` and `t2i` fold by fold, `score` what `similarity_IT` is."""
+    """Everything for one results file; `i2t` and `t2i` fold by fold, `score` what `similarity` is."""
     groups = groups_of(data, group_by) if group_by else None
     return Analysis(
         words=missed_words(data.texts, np.concatenate([fold.ranks.pessimistic for fold in t2i])),
         group_by=group_by or "",
         confusions_i2t=confusions(data, i2t, groups) if groups else [],
         confusions_t2i=confusions(data, t2i, groups) if groups else [],
-        rerank=rerank_curve(similarity_IT, i2t, t2i),
-        histogram=histogram(similarity_IT, data.image_T, score),
+        rerank=rerank_curve(similarity, i2t, t2i),
+        histogram=histogram(similarity.by_image_IT, data.image_T, score),
     )
 
 
@@ -96,17 +97,17 @@ def confusions(data: RetrievalSet, folds: Sequence[Ranked], groups: Sequence[str
     ]
 
 
-def rerank_curve(similarity_IT: Scores, i2t: Sequence[Ranked], t2i: Sequence[Ranked]) -> list[RerankPoint]:
+def rerank_curve(similarity: Similarity, i2t: Sequence[Ranked], t2i: Sequence[Ranked]) -> list[RerankPoint]:
     """Recall had fewer candidates been re-ranked: k = 0, 10, 20, 40 ... up to what was done; empty for one stage."""
     if not i2t[0].reranked:
         return []
     most = max(fold.scores_Qk.shape[1] for fold in (*i2t, *t2i))
     ks = sorted({k for k in (0, *(10 * 2**n for n in range(12))) if k < most} | {most})
-    return [_point(similarity_IT, i2t, t2i, k) for k in ks]
+    return [_point(similarity, i2t, t2i, k) for k in ks]
 
 
-def _point(similarity_IT: Scores, i2t: Sequence[Ranked], t2i: Sequence[Ranked], k: int) -> RerankPoint:
-    both = [[_with_fewer(similarity_IT, fold, k) for fold in way] for way in (i2t, t2i)]
+def _point(similarity: Similarity, i2t: Sequence[Ranked], t2i: Sequence[Ranked], k: int) -> RerankPoint:
+    both = [[_with_fewer(similarity, fold, k) for fold in way] for way in (i2t, t2i)]
     recalls = [Recall.mean_of([Recall.of(ranks) for ranks, _ in way]) for way in both]
     ceilings = [100 * float(np.mean([ceiling for _, ceiling in way])) for way in both]
     return RerankPoint(
@@ -119,7 +120,7 @@ def _point(similarity_IT: Scores, i2t: Sequence[Ranked], t2i: Sequence[Ranked], 
     )
 
 
-def _with_fewer(similarity_IT: Scores, fold: Ranked, k: int) -> tuple[Indices, float]:
+def _with_fewer(similarity: Similarity, fold: Ranked, k: int) -> tuple[Indices, float]:
     """Pessimistic ranks when only the best k by similarity are ordered again, and how many queries have a right one."""
     if not k:
         return fold.stage.ranks.pessimistic, float(np.mean(fold.stage.ranks.pessimistic == 1))
@@ -127,7 +128,7 @@ def _with_fewer(similarity_IT: Scores, fold: Ranked, k: int) -> tuple[Indices, f
     kept_Qk, _ = top(fold.cosine_Qk, k)
     candidates_Qk = np.take_along_axis(fold.stage.candidates_Qk, kept_Qk, 1)
     chosen_by_Qk = np.take_along_axis(fold.cosine_Qk, kept_Qk, 1)
-    tied_Q = (chosen_by_Qk == best_positive(fold.side.scores(similarity_IT), positives)[:, None]).sum(1)
+    tied_Q = (chosen_by_Qk == best_positive(fold.side.scores(similarity), positives)[:, None]).sum(1)
     scores_Qk = np.take_along_axis(fold.scores_Qk, kept_Qk, 1)
     ranks = reranked_ranks(fold.stage.ranks, positives, candidates_Qk, tied_Q, scores_Qk)
     return ranks.pessimistic, float(is_positive(candidates_Qk, positives).any(1).mean())

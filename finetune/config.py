@@ -43,14 +43,33 @@ class RetrievalOptim(OptimConfig):
     lr: float = Field(1e-5, gt=0)
 
 
-class FinetuneConfig(Section):
-    """Everything of a fine-tuning run but the model."""
+class RetrievalModel(Section):
+    """What may differ from the checkpoint's model: `image_size`, null for its own; positions are stretched."""
 
+    image_size: int | None = Field(None, ge=16)
+
+
+class ValidationConfig(Section):
+    """How checkpoints are judged where validation pairs are given, by RSUM after each save.
+
+    `rerank` is as in `finetune evaluate`, null for its default. The run ends after `patience` checkpoints in a row that
+    are no better; null trains to the end. The best one is kept either way.
+    """
+
+    rerank: int | None = Field(None, ge=0)
+    patience: int | None = Field(None, ge=1)
+
+
+class FinetuneConfig(Section):
+    """Everything of a fine-tuning run; what is not said of the model is the checkpoint's."""
+
+    model: RetrievalModel = RetrievalModel()
     objectives: RetrievalObjectives = RetrievalObjectives()
     data: RetrievalData = RetrievalData()
     optim: RetrievalOptim = RetrievalOptim()
     engine: EngineConfig = EngineConfig()
     run: RunConfig = RunConfig()
+    validation: ValidationConfig = ValidationConfig()
 
 
 def pretrain_config(config: FinetuneConfig, checkpoint: PretrainConfig, shards: str) -> PretrainConfig:
@@ -67,8 +86,10 @@ def pretrain_config(config: FinetuneConfig, checkpoint: PretrainConfig, shards: 
     if checkpoint.model.fusion.trunk == "none" and fused:
         name = f"objectives.{fused[0]}"
         raise UserError(f"`{name}` reads fused features, which this checkpoint does not have: pass {name}=null")
-    values: dict[str, Any] = config.model_dump()
+    values: dict[str, Any] = config.model_dump(exclude={"model", "validation"})
     values["data"]["max_tokens"] = config.data.max_tokens or checkpoint.data.max_tokens
     as_trained = checkpoint.data.model_dump(include={"tokenizer", "second", "regions"})
     values["data"] |= as_trained | {"shards": shards}
-    return parse_config(PretrainConfig, values | {"model": checkpoint.model.model_dump()})
+    model = checkpoint.model.model_dump()
+    model["image_size"] = config.model.image_size or checkpoint.model.image_size
+    return parse_config(PretrainConfig, values | {"model": model})

@@ -20,7 +20,7 @@ from finetune.ranking import Ranked, ScoreName, Side, rank
 from finetune.recall import Indices, Ranks, Recall, Scores, tied_fraction
 from finetune.results import AsPrinted, Direction, Extended, FirstStage, Protocol, Results, RSum
 from finetune.retrieval import RetrievalSet
-from finetune.score import Batching, Scorer
+from finetune.score import Batching, Scorer, Similarity
 from pretrain.checkpoint import Checkpoint
 from shards.errors import UserError
 
@@ -60,7 +60,7 @@ class Measurement:
 
 def matches(checkpoint: Checkpoint) -> bool:
     """Whether the checkpoint can score a pair by reading image and text together."""
-    return "itm" in checkpoint.task.objectives and checkpoint.config.model.fusion.trunk != "none"
+    return checkpoint.task.matcher is not None and checkpoint.config.model.fusion.trunk != "none"
 
 
 def shares(checkpoint: Checkpoint) -> bool:
@@ -124,9 +124,14 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
     if options.group_by:
         groups_of(data, options.group_by)
     scorer = Scorer(checkpoint, data, options.device, options.batching)
-    similarity_IT, logit_IT = scorer.every_pair() if options.every_pair else (scorer.similarity(), None)
+    if options.compat and scorer.kind != "pooled":
+        raise UserError(
+            f"`--compat` (={options.compat[0]}) is for models that compare one vector a side; this one compares "
+            f"{scorer.kind} (`objectives.itc.similarity`)"
+        )
+    similarity, logit_IT = _score(scorer, options)
     sides = [Side(fold, by_image=True) for fold in folds] + [Side(fold, by_image=False) for fold in folds]
-    ranked = rank(scorer, similarity_IT, sides, options.rerank, options.score)
+    ranked = rank(scorer, similarity, sides, options.rerank, options.score)
     i2t, t2i = ranked[: len(folds)], ranked[len(folds) :]
     ranks = QueryRanks(_joined(i2t), _joined(t2i), data.image_T)
     results = Results(
@@ -141,9 +146,9 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
         t2i=_direction(t2i, options.rerank),
         rsum=_rsum(i2t, t2i, ranks),
         ranks=digest(ranks.to_bytes()),
-        extended=_extended(data, similarity_IT, i2t, t2i),
-        compatibility=_compatibility(scorer, similarity_IT, logit_IT, options, subset),
-        analysis=analyse(data, similarity_IT, "itm" if options.every_pair else "itc", i2t, t2i, options.group_by),
+        extended=_extended(data, similarity, i2t, t2i),
+        compatibility=_compatibility(scorer, similarity, logit_IT, options, subset),
+        analysis=analyse(data, similarity, "itm" if options.every_pair else "itc", i2t, t2i, options.group_by),
         command=labels.command,
         versions=facts.versions(),
         machine=facts.machine(options.device),
@@ -153,6 +158,14 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
         examples_t2i=collect_examples(data, t2i),
     )
     return Measurement(results, ranks)
+
+
+def _score(scorer: Scorer, options: Options) -> tuple[Similarity, Scores | None]:
+    """The first score of all pairs, and the logit of a match of all where they are matched."""
+    if not options.every_pair:
+        return scorer.similarity(), None
+    log_odds_IT, logit_IT = scorer.every_pair()
+    return Similarity.both(log_odds_IT), logit_IT
 
 
 def _direction(folds: Sequence[Ranked], k: int) -> Direction:
@@ -195,22 +208,23 @@ def _joined(folds: Sequence[Ranked]) -> Ranks:
 
 
 def _extended(
-    data: RetrievalSet, similarity_IT: Scores, i2t: Sequence[Ranked], t2i: Sequence[Ranked]
+    data: RetrievalSet, similarity: Similarity, i2t: Sequence[Ranked], t2i: Sequence[Ranked]
 ) -> Extended | None:
     """Where the whole COCO test set was ranked as one and the ground truth is installed."""
     if len(i2t) > 1 or not installed():
         return None
     truth = load_ground_truth()
-    return extended(data, truth, similarity_IT, i2t[0], t2i[0]) if fits(data, truth) else None
+    return extended(data, truth, similarity, i2t[0], t2i[0]) if fits(data, truth) else None
 
 
 def _compatibility(
-    scorer: Scorer, similarity_IT: Scores, logit_IT: Scores | None, options: Options, subset: Indices | None
+    scorer: Scorer, similarity: Similarity, logit_IT: Scores | None, options: Options, subset: Indices | None
 ) -> list[AsPrinted]:
     if not options.compat:
         return []
+    first = scorer.similarity() if options.every_pair and shares(scorer.checkpoint) else similarity
     material = Material(
-        similarity_IT=scorer.similarity() if options.every_pair and shares(scorer.checkpoint) else similarity_IT,
+        similarity_IT=first.by_image_IT,
         every_logit_IT=logit_IT,
         image_T=scorer.data.image_T,
         texts=scorer.data.texts,

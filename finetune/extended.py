@@ -19,9 +19,10 @@ import numpy as np
 
 from finetune.precision import first_place, map_at_r, places, r_precision
 from finetune.ranking import Ranked
-from finetune.recall import KS, Indices, Scores, chunks
+from finetune.recall import KS, Indices, chunks
 from finetune.results import Extended, ExtendedDirection
 from finetune.retrieval import RetrievalSet
+from finetune.score import Similarity
 
 PACKAGE = "eccv_caption"
 NEVER = 10**9  # the place of what is not in the gallery
@@ -77,17 +78,17 @@ def coco_ids(data: RetrievalSet) -> tuple[list[int], list[int]]:
     return images, texts
 
 
-def extended(data: RetrievalSet, truth: GroundTruth, similarity_IT: Scores, i2t: Ranked, t2i: Ranked) -> Extended:
+def extended(data: RetrievalSet, truth: GroundTruth, similarity: Similarity, i2t: Ranked, t2i: Ranked) -> Extended:
     """Figures of a ranking of the whole set (one fold)."""
     images, texts = coco_ids(data)
     return Extended(
-        i2t=_direction(similarity_IT, i2t, images, texts, (truth.eccv_i2t, truth.cxc_i2t), truth.texts),
-        t2i=_direction(similarity_IT, t2i, texts, images, (truth.eccv_t2i, truth.cxc_t2i), truth.images),
+        i2t=_direction(similarity, i2t, images, texts, (truth.eccv_i2t, truth.cxc_i2t), truth.texts),
+        t2i=_direction(similarity, t2i, texts, images, (truth.eccv_t2i, truth.cxc_t2i), truth.images),
     )
 
 
 def _direction(
-    similarity_IT: Scores,
+    similarity: Similarity,
     ranked: Ranked,
     queries: Sequence[int],
     gallery: Sequence[int],
@@ -100,7 +101,7 @@ def _direction(
     eccv, cxc = ({q: np.array([column[i] for i in truth[q] if i in column]) for q in truth} for truth in truths)
     eccv_places: list[Indices] = []
     cxc_places: list[int] = []
-    first_QG = ranked.side.scores(similarity_IT)
+    first_QG = ranked.side.scores(similarity)
     for rows in chunks(*first_QG.shape):
         block = ranked.ordered(first_QG, rows)[:, kept]
         for scores_G, query in zip(block, queries[rows], strict=True):

@@ -17,7 +17,7 @@ from finetune.candidates import FirstStage, first_stage
 from finetune.precision import ordered
 from finetune.recall import Indices, Positives, Ranks, Scores, reranked_ranks
 from finetune.retrieval import Fold
-from finetune.score import Scorer
+from finetune.score import Scorer, Similarity
 
 SHOWN = 10  # candidates kept for the examples where nothing is re-ranked
 ScoreName = Literal["itm", "itm+itc"]
@@ -42,9 +42,10 @@ class Side:
     def positives(self) -> Positives:
         return self.fold.i2t if self.by_image else self.fold.t2i
 
-    def scores(self, similarity_IT: Scores) -> Scores:
-        """This fold's part, [Q, G], without a copy."""
-        part = similarity_IT[self.fold.images, self.fold.texts]
+    def scores(self, similarity: Similarity) -> Scores:
+        """This fold's part of the side that asks, [Q, G], without a copy."""
+        whole_IT = similarity.by_image_IT if self.by_image else similarity.by_text_IT
+        part = whole_IT[self.fold.images, self.fold.texts]
         return part if self.by_image else part.T
 
     def pairs(self, candidates_Qk: Indices) -> tuple[Indices, Indices]:
@@ -87,17 +88,17 @@ class Ranked:
         return ordered(first_QG[rows], self.stage.candidates_Qk[rows], self.scores_Qk[rows])
 
 
-def rank(scorer: Scorer, similarity_IT: Scores, sides: Sequence[Side], k: int, score: ScoreName) -> list[Ranked]:
+def rank(scorer: Scorer, similarity: Similarity, sides: Sequence[Side], k: int, score: ScoreName) -> list[Ranked]:
     """Ranks every query of every side.
 
     Args:
-        similarity_IT: What `scorer.similarity` gave.
+        similarity: What `scorer.similarity` gave, or another score of all pairs.
         k: Candidates to re-rank; 0 leaves the first stage as it is.
         score: `itm` is the matching log-odds alone; `itm+itc` adds the cosine (as BLIP).
     """
-    stages = [first_stage(side.scores(similarity_IT), side.positives, k or SHOWN) for side in sides]
+    stages = [first_stage(side.scores(similarity), side.positives, k or SHOWN) for side in sides]
     cosines = [
-        np.take_along_axis(side.scores(similarity_IT), stage.candidates_Qk, 1)
+        np.take_along_axis(side.scores(similarity), stage.candidates_Qk, 1)
         for side, stage in zip(sides, stages, strict=True)
     ]
     if not k:

@@ -17,19 +17,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.late import Kind, block_similarity
 from finetune.recall import Indices, Scores
 from finetune.retrieval import RetrievalSet
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint
 from pretrain.data.images import evaluation_images
+from pretrain.data.regions import stack_rows
 from pretrain.models.interface import Encoded, Fused, TextInput
 from pretrain.objectives.itm import ITM
+from pretrain.objectives.pollution import Pollution
 from shards.console import progress
 from shards.errors import Stopped
 
@@ -44,6 +47,21 @@ class Batching:
     images: int = 64
     texts: int = 256
     pairs: int = 256
+
+
+class Similarity(NamedTuple):
+    """Every image with every text, float32 [I, T] twice: as images rank texts and as texts rank images.
+
+    They are one array unless tokens are compared (FILIP), where each side averages over its own.
+    """
+
+    by_image_IT: Scores
+    by_text_IT: Scores
+
+    @classmethod
+    def both(cls, scores_IT: Scores) -> "Similarity":
+        """One score for both directions."""
+        return cls(scores_IT, scores_IT)
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,7 @@ class Scorer:
 
     @property
     def embeddings(self) -> tuple[Scores, Scores]:
-        """What `similarity` multiplies, float32 [I, E] and [T, E]."""
+        """What `similarity` multiplies where it is of one vector a side, float32 [I, E] and [T, E]."""
         return self._image_IE.numpy(), self._shared_UE.numpy()[self.distinct_T]
 
     @property
@@ -110,9 +128,33 @@ class Scorer:
         assert self.texts.shared_UE is not None, "the caller knows that the model has a shared space"
         return self.texts.shared_UE
 
-    def similarity(self) -> Scores:
-        """Cosine of every image with every text, float32 [I, T]."""
-        return (self._image_IE @ self._shared_UE.T).numpy()[:, self.distinct_T]
+    def similarity(self) -> Similarity:
+        """Of every image with every text, as the contrast was trained: by one vector each, or by their tokens."""
+        if self.kind == "pooled":
+            return Similarity.both((self._image_IE @ self._shared_UE.T).numpy()[:, self.distinct_T])
+        return Similarity(*self._late_similarity().numpy()[:, :, self.distinct_T])
+
+    @property
+    def kind(self) -> Kind:
+        """What is compared: one vector a side (`pooled`), or tokens."""
+        itc = self.checkpoint.config.objectives.itc
+        return "pooled" if itc is None else itc.similarity
+
+    @torch.no_grad()
+    def _late_similarity(self) -> Tensor:
+        """float32 [2, I, U], by image and by text."""
+        images, texts = len(self.data.keys), len(self._distinct)
+        found_2IU = torch.zeros(2, images, texts)
+        with _progress("compare tokens", images * texts) as advance:
+            for block in _own(list(_parts(np.arange(images), self.batching.images))):
+                image = self._encode_images(block)
+                for part in _parts(np.argsort(self._lengths_U, kind="stable"), self.batching.texts):
+                    text = self.texts.rows(torch.from_numpy(part), self.device)
+                    found_2IU[:, block[:, None], part] = block_similarity(
+                        self.kind, self.checkpoint.task.model, image, text
+                    )
+                    advance(len(block) * len(part))
+        return _summed(found_2IU)
 
     @torch.inference_mode()
     def every_pair(self) -> tuple[Scores, Scores]:
@@ -132,9 +174,9 @@ class Scorer:
         return log_odds_IU[:, self.distinct_T], logit_IU[:, self.distinct_T]
 
     @property
-    def _head(self) -> ITM:
-        head = self.checkpoint.task.objectives["itm"]
-        assert isinstance(head, ITM)
+    def _head(self) -> ITM | Pollution:
+        head = self.checkpoint.task.matcher
+        assert head is not None, "the caller knows that the model can match"
         return head
 
     def matching(self, image_P: Indices, text_P: Indices) -> Scores:
@@ -174,14 +216,37 @@ class Scorer:
         needed, local_P = np.unique(image_P, return_inverse=True)
         model = self.checkpoint.task.model
         memory = model.remember(self._encode_images(needed))
-        order_P = np.argsort(self.texts.lengths_U.numpy()[text_P], kind="stable")
+        order_P = np.argsort(self._lengths_U[text_P], kind="stable")
         scores_PH = torch.zeros(len(image_P), len(heads))
         for part in _parts(order_P, self.batching.pairs):
-            text = self.texts.rows(torch.from_numpy(text_P[part]), self.device)
+            text = self._pair_texts(image_P[part], text_P[part])
             fused = model.fuse(text, memory.rows(torch.from_numpy(local_P[part]).to(self.device)))
             scores_PH[part] = torch.stack([head(fused).float() for head in heads], 1).cpu()
             advance(len(part))
         return scores_PH
+
+    @property
+    def _lengths_U(self) -> Indices:
+        """Of each distinct text, to bring similar ones together."""
+        if self._tagged:
+            return np.array([len(text.split()) for text in self._distinct], np.int64)
+        return self.texts.lengths_U.numpy()
+
+    @property
+    def _tagged(self) -> bool:
+        """Whether a text is read with the tags of the image that it meets, so that it differs from pair to pair."""
+        return self.checkpoint.config.data.second == "tags"
+
+    def _pair_texts(self, image_P: Indices, text_P: Indices) -> Encoded:
+        if not self._tagged:
+            return self.texts.rows(torch.from_numpy(text_P), self.device)
+        tokenizer, most = self.checkpoint.tokenizer, self.checkpoint.config.data.max_tokens
+        tags = {image: " ".join(self.data.source[int(image)].tags) for image in np.unique(image_P)}
+        pairs = zip(image_P, text_P, strict=True)
+        texts = [tokenizer.encode(self._distinct[text], most, tags[image]) for image, text in pairs]
+        ids_BL, mask_BL = tokenizer.pad([text.ids_L for text in texts])
+        segments_BL = torch.from_numpy(stack_rows([text.segments_L for text in texts]))
+        return self.checkpoint.task.model.encode_text(TextInput(ids_BL, mask_BL, segments_BL).to(self.device))
 
     def _embed_images(self) -> Tensor:
         """float32 [I, E]."""

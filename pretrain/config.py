@@ -186,11 +186,15 @@ class RunConfig(Section):
     """The run folder and its rhythm, in optimizer steps.
 
     `resume`: `never` refuses a folder that holds a run, `auto` continues it or starts, `overwrite` deletes it first.
-    Of the checkpoints the newest `keep_last` stay, and those of steps that `keep_every` divides. `on_save_failure`:
-    after a checkpoint that could not be written (a full disk) the run stops, or goes on to the next one.
+    `async_save` writes a checkpoint from a copy in host memory while training goes on; the one before stays until it
+    is whole. Of the checkpoints the newest `keep_last` stay, and those of steps that `keep_every` divides.
+    `on_save_failure`: after a checkpoint that could not be written (a full disk) the run stops, or goes on to the next
+    one; one that takes longer than half of `silence_timeout` was not written.
     A batch whose loss or gradient is not finite, or whose loss is `spike` standard deviations above the last ones, is
     quarantined: the run goes back to its last checkpoint and past that batch, at most `max_rollbacks` times.
     A rank without a step (and the save behind it) for `silence_timeout` seconds ends with a stack of its threads.
+    `rehearse` tries a step of the largest shape first, of which nothing stays: memory that does not suffice shows at
+    once, before a file is written.
     """
 
     out: str = ""
@@ -198,12 +202,14 @@ class RunConfig(Section):
     seed: int = 0
     log_every: int = Field(20, ge=1)
     save_every: int = Field(1000, ge=1)
+    async_save: bool = True
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
     on_save_failure: Literal["stop", "continue"] = "stop"
     max_rollbacks: int = Field(3, ge=0)
     spike: float | None = Field(None, gt=0)
     silence_timeout: float = Field(1800, gt=0)
+    rehearse: bool = True
     resume: Literal["never", "auto", "overwrite"] = "never"
 
 

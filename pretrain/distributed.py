@@ -70,6 +70,14 @@ def any_rank(condition: bool) -> bool:
     return bool(sum_over_ranks(torch.tensor(float(condition), device=collective_device())) > 0)
 
 
+def first_of_ranks(value: str | None) -> str | None:
+    """What the first rank has that has anything; every rank calls it and gets the same answer."""
+    everywhere = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(everywhere, value)
+    return next((found for found in everywhere if found is not None), None)
+
+
 def collective_device() -> torch.device:
     """Where the process group can reduce: this rank's GPU under NCCL, else the CPU."""
     return torch.device("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.host import on_host
 from shards.errors import UserError
 
 
@@ -31,12 +32,17 @@ class Ema:
         now = [_share(parameter).float() for parameter in self._module.parameters()]
         torch._foreach_lerp_(list(self._shares.values()), now, 1 - self.decay)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Averaged parameters and present buffers on the CPU, as a state dict; every rank calls it."""
-        state = self._module.state_dict(keep_vars=True)
-        return {
-            name: self._whole(t) if id(t) in self._shares else t.detach().cpu().clone() for name, t in state.items()
-        }
+    def weights(self, keep: bool = True) -> dict[str, Tensor]:
+        """Averaged parameters and present buffers on the CPU, as a state dict.
+
+        Every rank calls it; one that does not `keep` them gets none.
+        """
+        found = {}
+        for name, value in self._module.state_dict(keep_vars=True).items():
+            whole = self._whole(value) if id(value) in self._shares else value.detach()
+            if keep:
+                found[name] = on_host(whole)
+        return found
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Takes up what `weights` gave, at any world size and stage.
@@ -59,7 +65,7 @@ class Ema:
             here = mine.to(distributed.collective_device())
             parts = [torch.empty_like(here) for _ in range(distributed.world())]
             dist.all_gather(parts, here)
-        return torch.cat(parts)[: shape.numel()].reshape(shape).cpu().clone()
+        return torch.cat(parts)[: shape.numel()].reshape(shape)
 
 
 def _share(parameter: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ import contextlib
 import logging
 import math
 import os
-import socket
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import distributed
@@ -23,48 +22,27 @@ from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.ema import Ema
+from pretrain.flops import count_uncompiled, counted_as
+from pretrain.host import on_host
+from pretrain.machine import alone, join_again, repeat_exactly, share_cores, wait_for_gloo
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.precision import LossScale
+from pretrain.randomness import random_state, restore_random_state
 from pretrain.settings import merge
+from pretrain.stepped import SILENT, NonFinite, Spike, Stepped, Votes, over_ranks
 from pretrain.task import Task
-from shards.errors import Stopped, UserError
+from shards.errors import UserError
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what it would find out itself, with a warning in every command
 import deepspeed  # reads the variable above when imported
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 TRAINER_TAG = "engine"
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-LAST_SECONDS = 10.0
-"""Longest wait, at the end of a process, for threads that finish a collective."""
-
-
-class Sick(Stopped):
-    """A batch must not move the weights, and has not: all ranks stop alike, before the optimizer moves."""
-
-
-class NonFinite(Sick):
-    """A loss or the gradient became NaN or infinite."""
-
-
-class Spike(Sick):
-    """The loss is far above what it was."""
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """What a step tells, the same on every rank.
-
-    Attributes:
-        losses: Of the global batch.
-        stop: Any rank was asked to stop.
-    """
-
-    losses: dict[str, float]
-    stop: bool
 
 
 def world_from_environment() -> int:
@@ -77,24 +55,17 @@ def start_process_group() -> torch.device:
     accelerator = deepspeed.get_accelerator()
     if not dist.is_initialized():
         if "RANK" not in os.environ:
-            alone = {
-                "RANK": 0,
-                "LOCAL_RANK": 0,
-                "WORLD_SIZE": 1,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": _free_port(),
-            }
-            os.environ.update({name: str(value) for name, value in alone.items()})
+            os.environ.update(alone())
         _leave_out_shared_memory_op()
         backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
         if restarts := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-            _join_again(backend, restarts)
+            join_again(backend, restarts)
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         atexit.register(_end_process_group)
-        _share_cores()
+        share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
     if device.type == "cpu":
-        _repeat_exactly()
+        repeat_exactly()
     else:
         accelerator.set_device(device.index)
     return device
@@ -105,30 +76,42 @@ class Engine:
 
     Args:
         task: Arranged here as `config.engine` says.
+
+    Attributes:
+        flops: Of this rank's part of a step by its objectives, where `rehearse` counted them.
     """
 
     def __init__(self, task: Task, config: PretrainConfig) -> None:
         self.task = task
         arrange(task, config.engine)
         optimizer = build_optimizer(task, config.optim)
+        before = F.linear
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(config, distributed.world())
         )
-        self.zero = config.engine.zero
+        self._linear, F.linear = (before if F.linear is before else counted_as(before, F.linear)), before
+        self._engine.checkpoint_engine = _InMemory()
+        self._engine._copy_recovery_script = lambda place: None  # it would be written at once
+        self.zero, self.compiles = config.engine.zero, config.engine.compile
+        self.flops: dict[tuple[str, ...], int] = {}
         self._optimizer = optimizer
         self._scale = LossScale() if config.engine.precision == "fp16" else None
         self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
-    def step(self, batch: Batch, lr: float, stop: bool = False, limit: float = math.inf) -> Stepped:
-        """One optimizer step at learning rate `lr`; `stop` says that this rank was asked to stop.
+    def step(self, batch: Batch, lr: float, votes: Votes = SILENT, limit: float = math.inf) -> Stepped:
+        """One optimizer step at learning rate `lr`; `votes` are this rank's.
 
         Raises:
             Spike: the loss is above `limit`, on all ranks alike, before the optimizer moves.
             NonFinite: on all ranks alike, before the optimizer moves. Under fp16, which finds its loss scale by
                 skipping steps, a gradient that is not finite is a fault only after many such steps.
         """
+        with self._own_linear():
+            return self._stepped(batch, lr, votes, limit)
+
+    def _stepped(self, batch: Batch, lr: float, votes: Votes, limit: float) -> Stepped:
         losses = self._engine(batch)
-        stepped = _over_ranks(losses, stop)
+        stepped = over_ranks(losses, votes)
         if sick := [name for name, value in stepped.losses.items() if not math.isfinite(value)]:
             raise NonFinite(f"the loss `{sick[-1]}` is {stepped.losses[sick[-1]]}; the optimizer has not moved")
         if stepped.losses["loss"] > limit:
@@ -144,6 +127,49 @@ class Engine:
         if moved:
             self.task.end()
         return stepped
+
+    @contextlib.contextmanager
+    def _own_linear(self) -> Iterator[None]:
+        """Stage 3 needs a linear layer of its own, which DeepSpeed would leave in torch's place for good."""
+        before, F.linear = F.linear, self._linear
+        try:
+            yield
+        finally:
+            F.linear = before
+
+    def rehearse(self, batch: Batch, largest: Batch) -> None:
+        """Takes a step over `largest` with each choice of objectives up to the point where the weights would move.
+
+        Beside it there is room for the moments that the first step makes. Weights, buffers, optimizer and generators
+        are as before. Compiled blocks hide their products, so `flops` are then counted over `batch`, not compiled.
+        """
+        task, random = self.task, random_state()
+        buffers = {buffer: buffer.clone() for buffer in task.buffers()}
+        chosen, quiet = task.active, deepspeed.utils.logger.level
+        room = [torch.empty(size, dtype=torch.uint8, device=device) for device, size in self._moment_bytes().items()]
+        deepspeed.utils.logger.setLevel(logging.ERROR)  # DeepSpeed warns of the step that it does not take
+        for active in task.choices:
+            task.choose(active)
+            if self.compiles:
+                self.flops[active] = count_uncompiled(task, batch)
+            with self._own_linear():
+                self._backward(self._engine(largest)["loss"] * math.nan)  # what is not finite moves nothing
+                assert not self._move()
+        task.choose(chosen)
+        deepspeed.utils.logger.setLevel(quiet)
+        del room
+        for buffer, value in buffers.items():
+            buffer.copy_(value)
+        restore_random_state(random)
+
+    def _moment_bytes(self) -> dict[torch.device, int]:
+        """What the optimizer will keep on each device: two moments for AdamW, one or none for SGD."""
+        found: dict[torch.device, int] = {}
+        for group in self._optimizer.param_groups:
+            moments = 2 if "betas" in group else int(group["momentum"] > 0)
+            for parameter in group["params"]:
+                found[parameter.device] = found.get(parameter.device, 0) + moments * parameter.numel() * 4
+        return found
 
     def _backward(self, loss: Tensor) -> None:
         """ZeRO's optimizers take the scale themselves, and take it out of the gradient again before they clip."""
@@ -177,29 +203,35 @@ class Engine:
             self.ema.update()
         return moved
 
-    def save(self, folder: Path) -> None:
-        """Writes optimizer and engine state; every rank calls it."""
+    def snapshot(self, folder: Path) -> dict[Path, Any]:
+        """Optimizer and engine state in host memory, by the file below `folder` that `torch.save` is to make of it.
+
+        What `load` reads. Writes nothing, so that DeepSpeed's barriers cannot wait for a rank whose disk failed. Every
+        rank calls it.
+        """
         ours = {"loss_scale": self._scale.state_dict()} if self._scale else {}
         self._engine.save_checkpoint(str(folder), tag=TRAINER_TAG, client_state=ours, save_latest=False)
+        return self._engine.checkpoint_engine.taken()
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote at the same world size and ZeRO stage; every rank calls it."""
+        """Restores what `snapshot` gave at the same world size and ZeRO stage; every rank calls it."""
         loaded, ours = self._engine.load_checkpoint(str(folder), tag=TRAINER_TAG)
         if loaded is None:
             raise UserError(f"`{folder}` holds no engine state for this world size and ZeRO stage")
         if self._scale:
             self._scale.load_state_dict(ours["loss_scale"])
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self, keep: bool = True) -> dict[str, Tensor]:
         """What the optimizer remembers, as NAME/KEY -> float32 of the parameter's shape, on the CPU.
 
-        Whole, whatever the world size and the ZeRO stage, so that `load_parts` can split it anew. Every rank calls it.
+        Whole, whatever the world size and the ZeRO stage, so that `load_parts` can split it anew. Every rank calls it;
+        one that does not `keep` them gets none.
         """
         found = {}
         for name, parameter in self._trained():
             for key in MOMENTS:
-                if (moment := self._moment(parameter, key)) is not None:
-                    found[f"{name}/{key}"] = moment.detach().cpu().contiguous().clone()
+                if (moment := self._moment(parameter, key)) is not None and keep:
+                    found[f"{name}/{key}"] = on_host(moment)
         return found
 
     def load_parts(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
@@ -272,13 +304,29 @@ class Engine:
         self._link_moments()
         return deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The task's parameters and buffers on the CPU, whole on rank 0; every rank calls it."""
+    def weights(self, keep: bool = True) -> dict[str, Tensor]:
+        """The task's parameters and buffers on the CPU, whole. Every rank calls it; without `keep` it gets none."""
         module = self._engine.module
-        if self.zero < 3:
-            return _on_cpu(module.state_dict())
-        with deepspeed.zero.GatheredParameters(list(module.parameters())):
-            return _on_cpu(module.state_dict())
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.zero == 3):
+            return on_host(dict(module.state_dict())) if keep else {}
+
+
+class _InMemory(TorchCheckpointEngine):
+    """Takes what DeepSpeed would write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._files: dict[Path, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self._files[Path(path)] = on_host(state_dict)
+
+    def taken(self) -> dict[Path, Any]:
+        """What was saved since the last call."""
+        files, self._files = self._files, {}
+        return files
 
 
 def deepspeed_config(config: PretrainConfig, world: int) -> dict[str, Any]:
@@ -319,69 +367,13 @@ def _offload(what: str) -> dict[str, Any]:
     return dict.fromkeys(parts[what], host)
 
 
-def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def _over_ranks(losses: dict[str, Tensor], stop: bool) -> Stepped:
-    """Mean losses, and whether any rank wants to stop, in one all-reduce."""
-    values = [loss.detach().float() for loss in losses.values()]
-    stacked = torch.stack([*values, values[0].new_tensor(float(stop))])
-    *means, asked = (distributed.sum_over_ranks(stacked) / distributed.world()).tolist()  # host sync here
-    return Stepped(dict(zip(losses, means, strict=True)), asked > 0)
-
-
-def _join_again(backend: str, restarts: int) -> None:
-    """Joins a group that torchrun started again. Its store still has the addresses of the ranks that died."""
-    store, rank, world = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, store=dist.PrefixStore(f"restart-{restarts}", store), rank=rank, world_size=world)
-
-
 def _end_process_group() -> None:
-    """Ends the group while Python still runs, whatever ends the process.
-
-    A gloo thread lets go of its tensors a moment after their collective is done. For that it needs the interpreter, and
-    it aborts the process if that is going down by then. DeepSpeed keeps references to the group, so that destroying it
-    does not join the threads: they are waited for.
-    """
+    """Ends the group while Python still runs, whatever ends the process."""
     if dist.is_initialized():
         deepspeed.comm.destroy_process_group()
-    deadline, resting = time.monotonic() + LAST_SECONDS, 0
-    while resting < 5 and time.monotonic() < deadline:
-        time.sleep(0.005)  # gives the interpreter to whoever waits for it
-        resting = resting + 1 if _gloo_rests() else 0
-
-
-def _gloo_rests() -> bool:
-    """Whether each thread that runs collectives sleeps; always true where the system does not tell."""
-    for thread in sorted(Path("/proc/self/task").glob("*")):  # a list: an iterator left half-way would warn
-        with contextlib.suppress(OSError):  # it has just ended
-            name, state = (thread / "stat").read_text().partition("(")[2].rsplit(") ", 1)
-            if "gloo" in name and not state.startswith("S"):
-                return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _repeat_exactly() -> None:
-    """Two threads that add gradients of one row (a negative drawn twice) would do it in either order."""
-    torch.use_deterministic_algorithms(True)
-    # Filling fresh memory is a check for others' bugs, at the price of a pass over it.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property
+    wait_for_gloo()
 
 
 def _leave_out_shared_memory_op() -> None:
     """DeepSpeed compiles a CPU all-reduce at first use: a C++ compiler and a minute; gloo does without."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _share_cores() -> None:
-    """Ranks of one machine that all use every core are slower than one rank alone."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    if local > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))

@@ -3,8 +3,8 @@
 from pretrain.models.config import FusionConfig
 from pretrain.objectives.config import ObjectivesConfig
 
-ALONE = ("itc", "bank")
-"""They read each modality by itself."""
+READS_TOWERS = ("itc", "bank", "triplet")
+"""They need no trunk."""
 READS_IMAGE = ("mrf", "mrc", "mra", "wra")
 """They read image tokens that have seen the text."""
 HIDES_REGIONS = ("mrf", "mrc", "mra")
@@ -14,7 +14,7 @@ MIXES_IMAGE = ("joint", "co_attention")
 
 def misfit(objectives: ObjectivesConfig, fusion: FusionConfig) -> str | None:
     """One sentence on the first objective that the trunk cannot serve; None where all fit."""
-    trunk, fused = fusion.trunk, [name for name in objectives.chosen if name not in ALONE]
+    trunk, fused = fusion.trunk, [name for name in objectives.chosen if name not in READS_TOWERS]
     if trunk == "none" and fused:
         return f"`objectives.{fused[0]}` reads fused features, so `model.fusion.trunk` must not be `none`"
     if trunk not in MIXES_IMAGE and (found := [name for name in READS_IMAGE if name in fused]):

@@ -5,9 +5,11 @@ changes none. A product with `requires_grad` operands costs as much again in the
 parts and momentum towers count for what they are. What is computed again to save memory counts once (model FLOPs, not
 hardware FLOPs: PaLM, arXiv:2204.02311, appendix B). Additions, norms and activations do not count.
 
-ZeRO 3 and `torch.compile` put functions of their own in place of torch's products: there nothing is counted.
+ZeRO 3 puts a linear layer of its own in place of torch's, which says what it stands for (`counted_as`). Inside compiled
+blocks nothing is seen: there one forward is counted that is not compiled, before the first step.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
+from pretrain.batch import Batch
 from pretrain.config import EngineConfig
 from pretrain.task import Task
 
@@ -85,9 +88,50 @@ class FlopMeter:
             self._mode = None
 
 
-def meter(task: Task, config: EngineConfig) -> FlopMeter | None:
-    """A meter where the products of the task can be seen."""
-    return None if config.zero == 3 or config.compile else FlopMeter(task)
+class KnownFlops:
+    """What was counted before the first step stands for all steps."""
+
+    def __init__(self, task: Task, flops: Mapping[tuple[str, ...], int]) -> None:
+        self._task, self._flops = task, flops
+
+    @property
+    def step(self) -> int:
+        return self._flops[self._task.active]
+
+    def renew(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def meter(task: Task, config: EngineConfig, known: Mapping[tuple[str, ...], int]) -> FlopMeter | KnownFlops | None:
+    """What counts a run; None where products cannot be seen and none were counted before."""
+    if not config.compile:
+        return FlopMeter(task)
+    return KnownFlops(task, known) if known else None
+
+
+def count_uncompiled(task: Task, batch: Batch) -> int:
+    """FLOPs of a step over `batch`, by a forward that compiles nothing and keeps nothing for a backward."""
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing),
+        ProductCount() as count,
+    ):
+        task(batch)
+    return count.flops
+
+
+def counted_as(known: Callable[..., Tensor], linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`linear`, which `ProductCount` sees and counts as the function `known`."""
+
+    @functools.wraps(linear)
+    def seen(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if has_torch_function((input, weight)):
+            return handle_torch_function(seen, (input, weight), input, weight, bias)
+        return linear(input, weight, bias)
+
+    seen.stands_for = known  # type: ignore[attr-defined]
+    return seen
 
 
 class ProductCount(TorchFunctionMode):
@@ -101,7 +145,7 @@ class ProductCount(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if product := PRODUCTS.get(func):
+        if product := PRODUCTS.get(getattr(func, "stands_for", func)):
             self.flops += product(output, *args, **(kwargs or {}))
         return output
 

@@ -5,32 +5,61 @@ RUN/config.yaml       the resolved configuration
     process.json      who runs it, or how that ended
     quarantine.jsonl  batches that the run passed over
     damage/           samples that each rank left out
+    errors/           tracebacks of ranks that lost their peers
     checkpoints/      latest, step-N/ (`pretrain.checkpoint`)
 """
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.errors import UserError
+
 CONFIG, LOG, PROCESS, LEDGER = "config.yaml", "log.jsonl", "process.json", "quarantine.jsonl"
-BOARD, DAMAGE, CHECKPOINTS = "tensorboard", "damage", "checkpoints"
-OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, CHECKPOINTS)
+BOARD, DAMAGE, ERRORS, CHECKPOINTS = "tensorboard", "damage", "errors", "checkpoints"
+BEST, VALIDATION = "best", "validation.jsonl"
+OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, ERRORS, CHECKPOINTS, BEST, VALIDATION)
 LATEST, STATE = "latest", "state.json"
 """The pointer in `CHECKPOINTS`, and the file that each checkpoint has."""
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that a continued run starts from; None for a new run."""
+    """The checkpoint that a continued run starts from; None for a new run.
+
+    Raises:
+        UserError: the pointer to it is damaged.
+    """
     pointer = run / CHECKPOINTS / LATEST
-    return pointer.parent / pointer.read_text().strip() if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    name = pointer.read_bytes().decode(errors="replace").strip()
+    if not re.fullmatch(r"step-\d{8,}", name):
+        raise UserError(f"`run` (={run}) is damaged: {CHECKPOINTS}/{LATEST} must hold the name of a checkpoint")
+    return pointer.parent / name
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The entries of a JSONL file, none where there is no file.
+def read_lines(file: Path, *keys: str) -> list[dict[str, Any]]:
+    """The entries of a JSONL file, which have these keys; none where there is no file.
 
     A last line without its end is left out: its writer is not done with it, or was killed.
+
+    Raises:
+        UserError: it is damaged.
     """
     if not file.is_file():
         return []
-    whole, _, _ = file.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    whole, _, _ = file.read_bytes().rpartition(b"\n")
+    return [_entry(file, number, line, keys) for number, line in enumerate(whole.splitlines(), start=1)]
+
+
+def _entry(file: Path, number: int, line: bytes, keys: Sequence[str]) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        if isinstance(entry, dict) and not (lacking := [key for key in keys if key not in entry]):
+            return entry
+        reason = f"lacks `{lacking[0]}`" if isinstance(entry, dict) else "is no object"
+    except ValueError:
+        reason = "is not JSON"
+    raise UserError(f"`run` (={file.parent}) is damaged: line {number} of {file.name} {reason}; delete it to go on")

@@ -4,7 +4,7 @@ import json
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from pretrain.config import PretrainConfig
-from pretrain.flops import FlopMeter, device_name, meter, peak_flops
+from pretrain.flops import FlopMeter, KnownFlops, device_name, meter, peak_flops
 from pretrain.folder import BOARD, LOG, read_lines
 from pretrain.task import Task
 from shards.console import Progress, clock, progress
@@ -32,7 +32,14 @@ class Metrics:
     """
 
     def __init__(
-        self, run: Path, start: int, total: int, batch: int, bar: Progress, meter: FlopMeter | None, peak: float | None
+        self,
+        run: Path,
+        start: int,
+        total: int,
+        batch: int,
+        bar: Progress,
+        meter: FlopMeter | KnownFlops | None,
+        peak: float | None,
     ) -> None:
         self.total, self.batch, self._bar, self._meter = total, batch, bar, meter
         self._peak = peak
@@ -104,8 +111,15 @@ class NoMetrics:
 
 
 @contextmanager
-def reporting(config: PretrainConfig, start: int, rank: int, task: Task) -> Iterator[Metrics | NoMetrics]:
-    """Metrics with a progress bar on rank 0; `start` counts the steps of earlier lives."""
+def reporting(
+    config: PretrainConfig, start: int, rank: int, task: Task, flops: Mapping[tuple[str, ...], int]
+) -> Iterator[Metrics | NoMetrics]:
+    """Metrics with a progress bar on rank 0.
+
+    Args:
+        start: Steps of earlier lives.
+        flops: Of a step by its objectives, where they were counted before.
+    """
     if rank != 0:
         yield NoMetrics()
         return
@@ -117,7 +131,7 @@ def reporting(config: PretrainConfig, start: int, rank: int, task: Task) -> Iter
             total,
             config.data.global_batch,
             bar,
-            meter(task, config.engine),
+            meter(task, config.engine, flops),
             peak_flops(device_name()),
         )
         try:
@@ -147,5 +161,5 @@ def _line(step: int, total: int, values: dict[str, float]) -> str:
 def _forget_after(log: Path, start: int) -> None:
     """Drops lines of steps that a continued run is about to take again, and one that a kill cut off."""
     if log.is_file():
-        kept = [json.dumps(line) + "\n" for line in read_lines(log) if line["step"] <= start]
+        kept = [json.dumps(line) + "\n" for line in read_lines(log, "step") if line["step"] <= start]
         write_atomically(log, "".join(kept).encode())

@@ -58,7 +58,9 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
         return Muon(kinds, config.lr, config.momentum or MOMENTUM, config.betas)
     if config.name == "sgd":
         return torch.optim.SGD(grouped, lr=config.lr, momentum=config.momentum or 0.0)
-    return torch.optim.AdamW(grouped, lr=config.lr, betas=config.betas)
+    on_cpu = all(parameter.device.type == "cpu" for _, parameter in named)
+    fused = True if on_cpu else None  # torch's choice for a CPU is a loop in which each operation passes over memory
+    return torch.optim.AdamW(grouped, lr=config.lr, betas=config.betas, fused=fused)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

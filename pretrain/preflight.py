@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.distributed as dist
 import typer
 
 from pretrain import distributed
@@ -24,8 +23,8 @@ from pretrain.train import check, facts
 from shards.console import run
 from shards.errors import UserError
 
-BYTES_PER_PARAMETER = 16
-"""Of a checkpoint: float32 weights twice (once for use, once for resuming), and AdamW's two moments."""
+BYTES_PER_PARAMETER = 28
+"""Of a checkpoint: float32 weights three times (for use, in the module, with the optimizer), AdamW's moments twice."""
 PROBE = 64 * 2**20
 ROUNDS = 5
 
@@ -46,7 +45,8 @@ def preflight(
     _say(f"configuration, data and versions are the same on all {distributed.world()} ranks")
     parameters = sum(p.numel() for p in outline(chosen.model, chosen.objectives, len(inputs.tokenizer)).parameters())
     refusal = _disk(Path(chosen.run.out), parameters * BYTES_PER_PARAMETER * (chosen.run.keep_last + 1))
-    _together(refusal)
+    if reason := distributed.first_of_ranks(refusal):
+        raise UserError(reason)
     _say(f"an all-reduce of {PROBE >> 20} MB moves {_bandwidth(device):.2f} GB/s through each rank")
 
 
@@ -69,15 +69,6 @@ def _disk(out: Path, needed: int) -> str | None:
         f"the disk has {free / 1e9:.1f} GB free, checkpoints need {needed / 1e9:.1f}; it writes {speed / 1e6:.0f} MB/s"
     )
     return None
-
-
-def _together(refusal: str | None) -> None:
-    """Refuses on all ranks alike, with the first rank's reason."""
-    everywhere: list[str | None] = [refusal] * distributed.world()
-    if distributed.world() > 1:
-        dist.all_gather_object(everywhere, refusal)
-    if reasons := [reason for reason in everywhere if reason]:
-        raise UserError(reasons[0])
 
 
 def _bandwidth(device: torch.device) -> float:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from pretrain.folder import PROCESS
 from pretrain.stop import Interrupted
 from shards.errors import UserError
@@ -52,9 +54,19 @@ class Process:
 
 
 def read_process(run: Path) -> Process | None:
-    """The last process that ran `run`; None in a folder of before there was such a file."""
+    """The last process that ran `run`; None in a folder of before there was such a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     file = run / PROCESS
-    return Process(**json.loads(file.read_text())) if file.is_file() else None
+    try:
+        return _PROCESS.validate_json(file.read_bytes()) if file.is_file() else None
+    except ValidationError:
+        raise UserError(f"`run` (={run}) is damaged: {PROCESS} does not say who runs it; delete it to go on") from None
+
+
+_PROCESS = TypeAdapter(Process)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from pretrain.engine import Sick
 from pretrain.folder import LEDGER, read_lines
+from pretrain.stepped import Sick
 from shards.storage import write_atomically
 
 WINDOW = 128
@@ -21,7 +21,7 @@ FEWEST = 16
 
 def read_ledger(run: Path) -> list[dict[str, Any]]:
     """The entries in the order they were made: `batch` (number of the global batch) and `reason`."""
-    return read_lines(run / LEDGER)
+    return read_lines(run / LEDGER, "batch", "reason")
 
 
 def check_budget(run: Path, sick: Sick, saved: Path | None, budget: int) -> None:

@@ -14,7 +14,9 @@ class Rows:
 
     def rows(self, index: slice | Tensor) -> Self:
         """The items that `index` picks, a slice or int64 positions; repeated where it repeats."""
-        return self.each(lambda value: value[index])
+        if isinstance(index, slice):
+            return self.each(lambda value: value[index])
+        return self.each(lambda value: value.index_select(0, index))  # its backward adds whole rows
 
     def split(self, parts: int) -> list[Self]:
         """The reverse of `concatenate` for parts of the same size."""

@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import MOMENTS, read_state
+from pretrain.checkpoint import MOMENTS, TRAINER, read_state
 from pretrain.config import PretrainConfig
-from pretrain.folder import CHECKPOINTS, CONFIG, OWN, newest_checkpoint
+from pretrain.folder import CHECKPOINTS, CONFIG, LOG, OWN, newest_checkpoint, read_lines
+from pretrain.rollback import read_ledger
+from pretrain.saving import forget_partial
 from pretrain.settings import dump_config, load_config
 from shards.errors import UserError
 from shards.storage import write_atomically
@@ -30,7 +32,9 @@ def check_folder(config: PretrainConfig, world: int) -> None:
             )
         case "auto":
             _check_same(load_config(PretrainConfig, out / CONFIG), config, out)
-            _check_checkpoint(newest_checkpoint(out), world)
+            _check_checkpoint(newest_checkpoint(out), world, config.engine.zero)
+            read_lines(out / LOG, "step")  # these two go on
+            read_ledger(out)
 
 
 def open_folder(config: PretrainConfig) -> Path:
@@ -39,6 +43,7 @@ def open_folder(config: PretrainConfig) -> Path:
     if config.run.resume == "overwrite":
         _clear(out)
     (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    forget_partial(out / CHECKPOINTS)
     write_atomically(out / CONFIG, dump_config(config).encode())
     return out
 
@@ -52,20 +57,25 @@ def _folder(config: PretrainConfig) -> Path:
     return out
 
 
-def _check_checkpoint(newest: Path | None, world: int) -> None:
+def _check_checkpoint(newest: Path | None, world: int, zero: int) -> None:
     if newest is None:
         return
-    saved = read_state(newest)["world"]
-    if saved != world and not (newest / "trainer" / MOMENTS).is_file():
-        raise UserError(
-            f"`world_size` (={world}) must be that of the checkpoint (={saved}) to continue from {newest}, "
-            f"which has no trainer/{MOMENTS}"
-        )
+    state, whole = read_state(newest), (newest / TRAINER / MOMENTS).is_file()
+    for name, now, saved in (("world_size", world, state["world"]), ("engine.zero", zero, state["zero"])):
+        if now != saved and not whole:
+            raise UserError(
+                f"`{name}` (={now}) must be that of the checkpoint (={saved}) to continue from {newest}, "
+                f"which has no {TRAINER}/{MOMENTS}"
+            )
 
 
 def _check_same(before: PretrainConfig, now: PretrainConfig, out: Path) -> None:
-    """A continued run may change its length and rhythm, nothing that decides the numbers."""
-    free: dict[str, Any] = {"run": True, "data": {"workers", "cache", "cache_gigabytes", "damage_budget"}}
+    """A continued run may change its length, its rhythm and how state is spread, nothing that decides the numbers."""
+    free: dict[str, Any] = {
+        "run": True,
+        "data": {"workers", "cache", "cache_gigabytes", "damage_budget"},
+        "engine": {"zero"},
+    }
     old, new = flat(before.model_dump(exclude=free)), flat(now.model_dump(exclude=free))
     old["run.seed"], new["run.seed"] = before.run.seed, now.run.seed
     if different := [name for name in new if old.get(name) != new[name]]:

@@ -65,10 +65,10 @@ def read_status(run: Path) -> Status:
     """Looks at a run folder.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: it is no run folder, or a file in it is damaged.
     """
     config = _config(run)
-    now, log, process, saved = time.time(), read_lines(run / LOG), read_process(run), _saved(run)
+    now, log, process, saved = time.time(), read_lines(run / LOG, "step"), read_process(run), _saved(run)
     last = log[-1] if log else {}
     log_age = max(0.0, now - (last["time"] if "time" in last else (run / LOG).stat().st_mtime)) if last else None
     rate, batch = last.get("samples_per_second"), config["data"]["global_batch"]
@@ -153,5 +153,5 @@ def _saved(run: Path) -> Saved | None:
 
 
 def _damaged(run: Path) -> int:
-    entries = (entry for file in (run / DAMAGE).glob("rank-*.jsonl") for entry in read_lines(file))
+    entries = (entry for file in (run / DAMAGE).glob("rank-*.jsonl") for entry in read_lines(file, "source", "index"))
     return len({(entry["source"], entry["index"]) for entry in entries})

@@ -143,6 +143,7 @@ def shrink(config: PretrainConfig, labels: Path) -> PretrainConfig:
     model = values["model"]
     model["image_size"] = 64
     model["embedding_dim"] = model["embedding_dim"] and 16
+    model["image_projection"] = True  # small towers have widths of their own
     _tiny_text(model["text"])
     _tiny_vision(model["vision"], classes)
     _tiny_fusion(model["fusion"])

@@ -22,13 +22,15 @@ from pretrain.objectives.mlm import MLM, Seq2Seq
 from pretrain.objectives.mrm import MRA, MRC, MRF
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.pollution import Pollution
-from pretrain.objectives.views import Teacher, Views
+from pretrain.objectives.triplet import Triplet
+from pretrain.objectives.views import Look, Teacher, Views
 from pretrain.objectives.wra import WRA
 from pretrain.policy import draw_entry
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "itc": ITC,
     "bank": Bank,
+    "triplet": Triplet,
     "itm": ITM,
     "mlm": MLM,
     "seq2seq": Seq2Seq,
@@ -66,6 +68,17 @@ class Task(nn.Module):
         if self.config.policy == "one":
             self._active = draw_entry(self.config.mix, seed, step)
 
+    def choose(self, active: Sequence[str]) -> None:
+        """Trains these objectives until `begin` chooses."""
+        self._active = list(active)
+
+    @property
+    def choices(self) -> list[tuple[str, ...]]:
+        """All that `begin` may choose."""
+        if self.config.policy == "one":
+            return [tuple(entry.split("+")) for entry in self.config.mix]
+        return [self.active]
+
     @property
     def active(self) -> tuple[str, ...]:
         """The objectives of this step."""
@@ -76,9 +89,18 @@ class Task(nn.Module):
         with torch.autocast(batch.token_ids_BL.device.type, self.autocast, enabled=self.autocast is not None):
             return self._losses(batch)
 
+    @property
+    def matcher(self) -> ITM | Pollution | None:
+        """The objective whose head judges whether a text is an image's own: matching, or captions told from polluted
+        ones."""
+        for head in self.objectives.values():
+            if isinstance(head, ITM) or (isinstance(head, Pollution) and head.config.kind == "caption"):
+                return head
+        return None
+
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         active = self._named(self._active)
-        views = Views(self._sized(self.model, batch), batch, _reads(active), self._teacher(batch))
+        views = Views(self._sized(self.model, batch), batch, _reads(active), self._teacher(batch), _looks(active))
         losses = {name: objective(views) for name, objective in active.items()}
         weights = self.config.chosen
         return {"loss": sum(weights[name].weight * loss for name, loss in losses.items()), **losses}
@@ -98,7 +120,7 @@ class Task(nn.Module):
         if momentum is None:
             return None
         followers = {name: one for name, one in self._followers().items() if name in self._active}
-        views = Views(self._sized(momentum.model, batch), batch, _reads(followers))
+        views = Views(self._sized(momentum.model, batch), batch, _reads(followers), looks=_looks(followers))
         return Teacher(views, momentum.heads, momentum.alpha)
 
     def _sized(self, model: DuoModel, batch: Batch) -> VisionLanguageModel:
@@ -118,6 +140,14 @@ class Task(nn.Module):
 
 def _reads(objectives: Mapping[str, Objective]) -> set[str]:
     return {view for objective in objectives.values() for view in objective.reads}
+
+
+def _looks(objectives: Mapping[str, Objective]) -> dict[str, Look]:
+    """Of each view as much as the objective that reads most of it."""
+    looks: dict[str, Look] = {}
+    for objective in objectives.values():
+        looks |= {view: max(objective.look, looks.get(view, Look.PAIR)) for view in objective.reads}
+    return looks
 
 
 def outline(model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -> Task:

@@ -6,6 +6,7 @@ the job's supervisor starts them again.
 """
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -26,16 +27,15 @@ class Pulse:
         """Says that step `step` is done; called from the training loop."""
         self.last, self.step = time.monotonic(), step
 
+    def rest(self) -> None:
+        """Says that no step will come until the next beat, however long that takes."""
+        self.last = math.inf
+
 
 @contextmanager
-def watching(seconds: float, rank: int, step: int) -> Iterator[Pulse]:
-    """Ends this process with status 1 when `beat` is not called for `seconds`.
-
-    Args:
-        step: Steps taken so far, for the message.
-    """
+def watching(seconds: float, rank: int) -> Iterator[Pulse]:
+    """Ends this process with status 1 when `beat` is not called for `seconds`."""
     pulse, over = Pulse(), threading.Event()
-    pulse.step = step
     watch = threading.Thread(target=_watch, args=(pulse, over, seconds, rank), name="watchdog", daemon=True)
     watch.start()
     try:

@@ -35,15 +35,15 @@ def run(app: typer.Typer, args: Sequence[str] | None = None) -> NoReturn:
         args: Words after the program's name; None reads `sys.argv`.
 
     The status is 0, or what the command chose, 2 for a mistake of the user (`UserError`, or an option typer refuses)
-    and 1 for what stopped the work (`Stopped`). Messages go to stderr; other exceptions are ours and keep
-    their traceback.
+    and the error's own, mostly 1, for what stopped the work (`Stopped`). Messages go to stderr; other exceptions are
+    ours and keep their traceback.
     """
     try:
         get_command(app)(args=None if args is None else list(args))
     except UserError as error:
         fail(str(error), status=2)
     except Stopped as error:
-        fail(str(error), status=1)
+        fail(str(error), status=error.status)
     sys.exit(0)
 
 

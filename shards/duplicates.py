@@ -5,11 +5,12 @@ columns, 64 bits each. Everything is integers, so that every machine finds the s
 """
 
 import hashlib
-import io
 from collections import defaultdict
 
 import numpy as np
 from PIL import Image
+
+from shards.decode import open_image
 
 Signature = tuple[int, int]
 """128 bits as two unsigned 64-bit numbers."""
@@ -28,7 +29,7 @@ def exact_signature(image: bytes) -> Signature:
 def near_signature(image: bytes) -> Signature | None:
     """The difference hash; None for images that are nearly of one grey, or cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with open_image(image) as opened:
             opened.draft("L", (4 * _SIDE, 4 * _SIDE))
             grey = _on_white(opened).resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX)
     except Exception:  # `decodable` is the filter for this.

@@ -15,7 +15,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class Stopped(RuntimeError):
-    """Work that cannot go on, through no mistake of the user's. Commands print the message and exit with status 1."""
+    """Work that cannot go on, through no mistake of the user's. Commands print the message and exit with `status`."""
+
+    status = 1
 
 
 class DamagedSample(Stopped):

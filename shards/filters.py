@@ -2,12 +2,13 @@
 
     Filters (typed) -> judge(sample) -> Verdict(reason, captions kept, signatures) -> shards.scan decides on duplicates
 
-The reasons are the names of the filters. A filter on captions drops captions; a sample that has none left is rejected
-for the reason of its first. Filters run in the order of `Filters`; the first that a sample fails is its reason.
+The reasons are the names of the filters, and before them those of `shards.soundness`, which hold without any filter.
+A filter on captions drops captions; a sample that has none left is rejected for the reason of its first. Filters run in
+the order of `Filters`; the first that a sample fails is its reason.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from shards.decode import decode_image, image_size
 from shards.duplicates import Signature, exact_signature, near_signature
 from shards.errors import DamagedSample, UserError, nearest
 from shards.sample import Sample
+from shards.soundness import unsound_caption, unsound_image, unsound_record
 
 
 class Filters(BaseModel):
@@ -30,7 +32,7 @@ class Filters(BaseModel):
         languages: ISO 639-1 codes; a caption stays where the chance that it is in one of them is at least `LIKELY`.
         min_short_side: Pixels.
         max_aspect: Longer side over shorter.
-        decodable: The whole image can be decoded; also rejects what could not be read at all.
+        decodable: The whole image can be decoded, not only its header.
         exact_duplicates: The first of samples with equal image bytes is kept.
         perceptual_distance: The first of images whose 128-bit difference hashes differ in at most so many bits is kept.
     """
@@ -148,18 +150,29 @@ def _check_languages(languages: tuple[str, ...]) -> None:
 
 def judge(sample: Sample, filters: Filters) -> Verdict:
     """All filters but the comparison with other samples. The result depends on the arguments alone."""
-    reason, unscored = _judge_scores(sample, filters)
+    scored, unscored = _judge_scores(sample, filters)
     faults = [caption_fault(caption, filters) for caption in sample.captions]
     kept = tuple(i for i, fault in enumerate(faults) if not fault)
     dropped = Counter(fault for fault in faults if fault)
-    if not reason and not kept:
-        reason = faults[0] if faults else "captions"
-    reason = reason or _judge_image(sample, filters)
+    unkept = "" if kept else faults[0] if faults else "no_caption"
+    reason = unsound_image(sample.image, sample.extension) or scored or unkept
+    reason = reason or unsound_record(with_captions(sample, kept)) or _judge_image(sample, filters)
     if reason:
         return Verdict(reason, kept, dropped, unscored)
     exact = exact_signature(sample.image) if filters.exact_duplicates else None
     near = near_signature(sample.image) if filters.perceptual_distance is not None else None
     return Verdict("", kept, dropped, unscored, exact, near)
+
+
+def with_captions(sample: Sample, kept: tuple[int, ...]) -> Sample:
+    """The captions at the places `kept`, and their ids where the metadata has one for each."""
+    if len(kept) == len(sample.captions):
+        return sample
+    metadata = dict(sample.metadata)
+    ids = metadata.get("sentids")
+    if isinstance(ids, list | tuple) and len(ids) == len(sample.captions):
+        metadata["sentids"] = [ids[i] for i in kept]
+    return replace(sample, captions=tuple(sample.captions[i] for i in kept), metadata=metadata)
 
 
 def _judge_scores(sample: Sample, filters: Filters) -> tuple[str, tuple[str, ...]]:
@@ -178,6 +191,8 @@ def _judge_scores(sample: Sample, filters: Filters) -> tuple[str, tuple[str, ...
 
 def caption_fault(caption: str, filters: Filters) -> str:
     """The name of the first filter that drops the caption, or an empty string."""
+    if unsound := unsound_caption(caption):
+        return unsound
     if filters.min_words is not None and len(caption.split()) < filters.min_words:
         return "min_words"
     if filters.min_characters is not None and len(caption.strip()) < filters.min_characters:
@@ -209,17 +224,16 @@ def _identifier() -> Any:
 
 
 def _judge_image(sample: Sample, filters: Filters) -> str:
+    """Of an image whose header is sound."""
     sized = filters.min_short_side is not None or filters.max_aspect is not None
-    try:
-        width, height = image_size(sample.image) if sized else (0, 0)
-        if filters.min_short_side is not None and min(width, height) < filters.min_short_side:
-            return "min_short_side"
-        if filters.max_aspect is not None and max(width, height) > filters.max_aspect * min(width, height):
-            return "max_aspect"
-        if filters.decodable:
+    width, height = image_size(sample.image) if sized else (0, 0)
+    if filters.min_short_side is not None and min(width, height) < filters.min_short_side:
+        return "min_short_side"
+    if filters.max_aspect is not None and max(width, height) > filters.max_aspect * min(width, height):
+        return "max_aspect"
+    if filters.decodable:
+        try:
             decode_image(sample.image, sample.extension)
-    except DamagedSample as error:
-        if filters.decodable:
+        except DamagedSample:
             return "decodable"
-        raise UserError(f"image `{sample.metadata.get('file', sample.key)}` is damaged: {error}") from None
     return ""

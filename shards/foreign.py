@@ -7,27 +7,37 @@ from typing import Any
 
 from shards.manifest import Foreign
 from shards.sample import Sample
+from shards.soundness import unsound_caption
+
+
+class UnsoundCaption(ValueError):
+    """A caption that cannot stay; the message is one of `shards.soundness.UNSOUND`."""
 
 
 def foreign_metadata(record: bytes) -> dict[str, Any] | None:
     """The object in a `.json` member; None where there is none."""
     try:
         values = json.loads(record)
-    except ValueError:
+    except (ValueError, RecursionError):  # Ten thousand brackets are small, and deeper than the parser goes.
         return None
     return values if isinstance(values, dict) else None
 
 
 def foreign_captions(record: bytes | None, text: bytes | None, caption_field: str | None) -> tuple[str, ...]:
-    """The captions of a sample, stripped, those without text left out. Raises ValueError for bytes that are no text."""
+    """The captions of a sample, stripped, those without text left out.
+
+    Raises:
+        UnsoundCaption: bytes that are no text, or a caption that is too long; the message is the reason.
+    """
     found: Any
     if caption_field is None and text is not None:
-        found = text.decode()
+        found = text.decode("utf-8", "surrogateescape")
     else:
         found = (foreign_metadata(record or b"") or {}).get(caption_field or "caption")
     listed = found if isinstance(found, list) else [found]
     captions = tuple(caption.strip() for caption in listed if isinstance(caption, str) and caption.strip())
-    "".join(captions).encode()  # JSON can name half a surrogate pair, which is no text and cannot be written.
+    if fault := next(filter(None, map(unsound_caption, captions)), ""):
+        raise UnsoundCaption(fault)
     return captions
 
 
@@ -37,7 +47,7 @@ def foreign_sample(
     """One sample of a foreign tar. Its key is its place, since keys repeat; the tar's own is in the metadata.
 
     Raises:
-        ValueError: a text that is not UTF-8.
+        UnsoundCaption: as `foreign_captions`.
     """
     record = members.get("json")
     metadata = (foreign_metadata(record) if record else None) or {}

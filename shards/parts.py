@@ -92,10 +92,14 @@ class PartReader(Dataset[Part]):
     collate: Callable[[list[Any]], Any] | None
     damaged_in_a_row: int
 
+    @property
+    def size(self) -> int:
+        """Samples of a part."""
+        return self.global_batch // self.world
+
     def __getitem__(self, number: int) -> Part:
-        size = self.global_batch // self.world
-        start = number * self.global_batch + self.rank * size
-        positions = range(start, start + size)
+        start = number * self.global_batch + self.rank * self.size
+        positions = range(start, start + self.size)
         part = Part()
         try:
             due = self.mixture.due(positions)

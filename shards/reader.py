@@ -1,7 +1,6 @@
 """A finished shard set as a `Source`: any sample by one read at a known place, checked against its checksum."""
 
 import time
-import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from isal.isal_zlib import crc32 as crc32_of
 
 from shards.cache import FileCache
 from shards.errors import DamagedSample
@@ -21,6 +21,7 @@ from shards.foreign import foreign_sample
 from shards.manifest import Foreign, Manifest, ShardEntry
 from shards.remote import NotServed, Patience
 from shards.sample import ARRAYS, Identity, Sample, sample_from_members
+from shards.soundness import MEMBER_BYTES
 
 OPEN_SHARDS = 64
 """Indices and files held at a time, per process: four windows of the stream's order."""
@@ -34,7 +35,7 @@ READERS = 16
 GIVEN_UP_SECONDS = 300.0
 """How long a remote shard that could not be read, after all tries, is not asked for again."""
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException)
 """What bytes that are missing or wrong may raise."""
 
 
@@ -167,10 +168,16 @@ class _OpenShard:
         places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
         self.members = [name for name, place_N3 in places.items() if place_N3.any()]
         self.places_NM3 = np.stack([places[name] for name in self.members or ["image"]], axis=1)
-        self.tar = files.tar(entry)
+        most_M = np.array([MEMBER_BYTES[name] for name in self.members or ["image"]])
+        self.too_large_N: np.ndarray = np.any(self.places_NM3[..., 1] > most_M, axis=1)
+        self.tar, self.slow = files.tar(entry), files.slow
         self.close = self.tar.close
 
     def read(self, ordinal: int) -> Sample:
+        if self.too_large_N[ordinal]:
+            sizes = dict(zip(self.members, self.places_NM3[ordinal, :, 1].tolist(), strict=True))
+            name, size = next((name, size) for name, size in sizes.items() if size > MEMBER_BYTES[name])
+            raise ValueError(f"the {name} has {size} bytes, more than {MEMBER_BYTES[name]}")
         members = self._members(self.places_NM3[ordinal].tolist())
         key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
         if self.foreign:
@@ -178,19 +185,28 @@ class _OpenShard:
         return sample_from_members(key, members.pop("image"), extension, members.pop("json"), members)
 
     def _members(self, places: list[list[int]]) -> dict[str, bytes]:
-        """The checked contents of members by name; one read where they lie near each other, as ours do."""
+        """The checked contents of members by name."""
+        reads = self._read_together if self.slow else self._read_each
+        return {
+            name: _checked(name, content, size, crc32)
+            for name, (_, size, crc32), content in zip(self.members, places, reads(places), strict=True)
+            if size
+        }
+
+    def _read_each(self, places: list[list[int]]) -> list[bytes]:
+        """What is read is not copied again: on a local disk that costs more than another read."""
+        return [self.tar.read(offset, size) if size else b"" for offset, size, _ in places]
+
+    def _read_together(self, places: list[list[int]]) -> list[bytes]:
+        """One read where the members lie near each other, as ours do."""
         start, end, total = places[0][0], 0, 0
         for offset, size, _ in places:
             if size:
                 start, end, total = min(start, offset), max(end, offset + size), total + size
-        near = end - start <= 2 * total + NEAR
-        span = self.tar.read(start, end - start) if near else b""
-        members = {}
-        for name, (offset, size, crc32) in zip(self.members, places, strict=True):
-            if size:
-                content = span[offset - start : offset - start + size] if near else self.tar.read(offset, size)
-                members[name] = _checked(name, content, size, crc32)
-        return members
+        if end - start > 2 * total + NEAR:
+            return self._read_each(places)
+        span = self.tar.read(start, end - start)
+        return [span[offset - start : offset - start + size] if size else b"" for offset, size, _ in places]
 
 
 def _places(index: pa.Table, name: str) -> np.ndarray:
@@ -204,7 +220,7 @@ def _places(index: pa.Table, name: str) -> np.ndarray:
 
 
 def _checked(name: str, content: bytes, size: int, crc32: int) -> bytes:
-    if len(content) == size and zlib.crc32(content) == crc32:
+    if len(content) == size and crc32_of(content) == crc32:
         return content
     what = "record" if name == "json" else name
     if len(content) != size:

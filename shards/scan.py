@@ -11,9 +11,9 @@ import io
 import shutil
 import zipfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,10 @@ from shards.console import Progress
 from shards.duplicates import near_repeated, repeated
 from shards.errors import DamagedSample, UserError
 from shards.executors import Executor
-from shards.filters import Filters, Verdict, caption_fault, judge
+from shards.filters import Filters, Verdict, caption_fault, judge, with_captions
 from shards.manifest import FilterReport
 from shards.sample import Identity, Sample
+from shards.soundness import UNSOUND
 from shards.sources.base import Source
 from shards.storage import write_atomically
 
@@ -33,10 +34,12 @@ CHUNK = 1024
 """Samples judged in one go; a scan that was killed loses at most the chunks at work."""
 
 REASONS = (
-    *("decodable", "captions", "max_nsfw", "max_watermark", "min_similarity", "min_words", "min_characters"),
-    *("max_characters", "languages", "min_short_side", "max_aspect", "exact_duplicates", "perceptual_distance"),
+    *UNSOUND,
+    *("max_nsfw", "max_watermark", "min_similarity", "min_words", "min_characters", "max_characters", "languages"),
+    *("min_short_side", "max_aspect", "decodable", "exact_duplicates", "perceptual_distance"),
 )
 """A rejection is stored as a place in this tuple, counted from 1; 0 is kept."""
+_COUNTS = 1 + 2 * len(REASONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,25 @@ class Selection:
     reasons: np.ndarray
     report: FilterReport
 
-    def rejections(self) -> bytes:
-        """The content of `rejected.parquet`: index int64 in the source, and reason."""
-        rejected = np.flatnonzero(self.reasons)
-        names = pa.DictionaryArray.from_arrays(pa.array(self.reasons[rejected] - 1), pa.array(REASONS))
-        sink = pa.BufferOutputStream()
-        table = pa.table({"index": pa.array(rejected, pa.int64()), "reason": names})
-        pq.write_table(table, sink, compression="zstd")
-        return sink.getvalue().to_pybytes()
+    @property
+    def rejected(self) -> dict[int, str]:
+        """Index in the source -> reason."""
+        return {int(index): REASONS[self.reasons[index] - 1] for index in np.flatnonzero(self.reasons)}
+
+
+def rejections(rejected: Mapping[int, str]) -> bytes:
+    """The content of `rejected.parquet`: index int64 in the source, ascending, and reason."""
+    indices = sorted(rejected)
+    codes = pa.array([_code(rejected[index]) - 1 for index in indices], pa.uint8())
+    sink = pa.BufferOutputStream()
+    names = pa.DictionaryArray.from_arrays(codes, pa.array(REASONS))
+    pq.write_table(pa.table({"index": pa.array(indices, pa.int64()), "reason": names}), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def in_order(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts that are not zero, by reason, in the order of `REASONS`."""
+    return {name: int(counts[name]) for name in REASONS if counts.get(name)}
 
 
 class FilteredSource:
@@ -69,8 +83,8 @@ class FilteredSource:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[int(self.kept[index])]
-        kept = [i for i, caption in enumerate(sample.captions) if not caption_fault(caption, self.filters)]
-        return _with_captions(sample, kept) if len(kept) < len(sample.captions) else sample
+        kept = (i for i, caption in enumerate(sample.captions) if not caption_fault(caption, self.filters))
+        return with_captions(sample, tuple(kept))
 
     def identity(self, index: int) -> Identity:
         return self.source.identity(int(self.kept[index]))
@@ -80,15 +94,6 @@ class FilteredSource:
         digest.update(self.kept.tobytes())
         digest.update(self.filters.model_dump_json().encode())
         return digest.hexdigest()
-
-
-def _with_captions(sample: Sample, kept: list[int]) -> Sample:
-    """The captions at the places `kept`, and their ids where the metadata has one for each."""
-    metadata = dict(sample.metadata)
-    ids = metadata.get("sentids")
-    if isinstance(ids, list | tuple) and len(ids) == len(sample.captions):
-        metadata["sentids"] = [ids[i] for i in kept]
-    return replace(sample, captions=tuple(sample.captions[i] for i in kept), metadata=metadata)
 
 
 def scan(
@@ -105,7 +110,7 @@ def scan(
             filters alone. `forget_scan` removes it.
 
     Raises:
-        UserError: a damaged image without the filter `decodable`; a filter whose number no sample has.
+        UserError: a filter whose number no sample has.
     """
     starts = range(0, len(source), CHUNK)
     chunks: dict[int, _Chunk] = {}
@@ -155,19 +160,15 @@ def _judged(source: Source, filters: Filters, indices: range) -> _Chunk:
         np.array([signature or (0, 0) for signature in exact], dtype=np.uint64),
         np.array([signature or (0, 0) for signature in near], dtype=np.uint64),
         np.array([signature is not None for signature in near], dtype=bool),
-        np.array([counts[i] for i in range(1 + 2 * len(REASONS))], dtype=np.int64),
+        np.array([counts[i] for i in range(_COUNTS)], dtype=np.int64),
     )
 
 
 def _verdict(source: Source, filters: Filters, index: int, counts: Counter[int]) -> Verdict:
     try:
         sample = source[index]
-    except DamagedSample as error:
-        if filters.decodable:
-            return Verdict("decodable")
-        raise UserError(
-            f"sample {index} of `{source.name}` cannot be read: {error}; the filter decodable=true counts it instead"
-        ) from None
+    except DamagedSample:
+        return Verdict("unreadable")
     verdict = judge(sample, filters)
     counts[0] += len(sample.captions)
     for name, number in verdict.dropped.items():
@@ -191,9 +192,10 @@ def _stored(file: Path) -> _Chunk | None:
     """A chunk that an earlier run finished; None where there is none, or it is damaged."""
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-            return _Chunk(**{name: arrays[name] for name in _Chunk.__slots__})
+            chunk = _Chunk(**{name: arrays[name] for name in _Chunk.__slots__})
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
+    return chunk if len(chunk.counts) == _COUNTS else None  # Another version may know other reasons.
 
 
 def _selection(chunks: list[_Chunk], filters: Filters) -> Selection:
@@ -211,18 +213,19 @@ def _selection(chunks: list[_Chunk], filters: Filters) -> Selection:
     totals = np.sum([chunk.counts for chunk in chunks], axis=0)
     report = _report(reasons, totals)
     for name, count in report.unscored.items():
-        if count >= report.read - report.rejected.get("decodable", 0):
+        if count >= report.read - report.rejected.get("unreadable", 0):
             field = getattr(filters, f"{name.split('_')[1]}_field")
             raise UserError(f"`{name}` needs the metadata field `{field}`, which no sample has as a number")
     return Selection(np.flatnonzero(reasons == 0), reasons, report)
 
 
 def _report(reasons: np.ndarray, totals: np.ndarray) -> FilterReport:
-    def named(counts: Any) -> dict[str, int]:
-        return {name: int(count) for name, count in zip(REASONS, counts, strict=True) if count}
-
     size = len(REASONS)
     rejected = np.bincount(reasons, minlength=size + 1)
+
+    def named(counts: np.ndarray) -> dict[str, int]:
+        return in_order(dict(zip(REASONS, counts.tolist(), strict=True)))
+
     return FilterReport(
         read=len(reasons),
         kept=int(rejected[0]),

@@ -21,6 +21,7 @@ from shards.mixture import Mixture, difference
 from shards.parts import Counts, Damage, Part, PartReader, StreamedSample
 from shards.reader import ShardSet
 from shards.sources.base import Source
+from shards.transport import Transport
 
 __all__ = ["Counts", "Damage", "ShardStream", "StreamedSample"]
 
@@ -168,18 +169,22 @@ class ShardStream(Generic[ItemT]):
     def _read(self, numbers: "_Numbers") -> Iterator[Part]:
         if not self.workers:
             return (self._parts[number] for number in numbers)
-        return iter(
-            DataLoader(
-                self._parts,
-                batch_size=None,  # One "sample" of the loader is one part of a batch; it keeps their order.
-                sampler=numbers,
-                num_workers=self.workers,
-                collate_fn=_unchanged,  # The default turns arrays into tensors and tuples into lists.
-                multiprocessing_context="fork",
-                generator=torch.Generator(),  # Without one, starting workers would move the trainer's own.
-                prefetch_factor=self.prefetch,
-                worker_init_fn=self.worker_init,
-            )
+        if self._parts.transform or self._parts.collate:
+            return iter(self._loader(numbers, _unchanged))
+        transport = Transport(self.workers, self.prefetch, self._parts.size)
+        return map(transport.unpack, self._loader(numbers, transport.pack))
+
+    def _loader(self, numbers: "_Numbers", send: Callable[[Any], Any]) -> DataLoader[Part]:
+        return DataLoader(
+            self._parts,
+            batch_size=None,  # One "sample" of the loader is one part of a batch; it keeps their order.
+            sampler=numbers,
+            num_workers=self.workers,
+            collate_fn=send,  # The default turns arrays into tensors and tuples into lists.
+            multiprocessing_context="fork",
+            generator=torch.Generator(),  # Without one, starting workers would move the trainer's own.
+            prefetch_factor=self.prefetch,
+            worker_init_fn=self.worker_init,
         )
 
     def _account(self, number: int, part: Part) -> None:

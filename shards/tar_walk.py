@@ -3,7 +3,8 @@
     bytes -> header after header -> members (name, offset, size) and faults (what is wrong, where, how much is skipped)
 
 USTAR, GNU (long names, large sizes) and pax headers are read. Unlike `tarfile`, a header that does not match its
-checksum, and the end of an archive with something behind it, do not end the walk: it goes on at the next sound header.
+checksum, one that claims more than the file holds, and the end of an archive with something behind it do not end the
+walk: it goes on at the next sound header. Links, devices and sparse files are named and not followed.
 """
 
 import mmap
@@ -14,12 +15,16 @@ BLOCK = 512
 PADDING = 20 * BLOCK
 """What tar pads archives to; more zeros than that at the end are missing data."""
 
+EXTENSION_BYTES = 1 << 20
+"""A longer name or pax header is not read, and neither is the member that it describes."""
+
 UNREADABLE = "backslashreplace"
 """Names that are not UTF-8 stay different from each other, and can be written down."""
 
 Buffer = bytes | mmap.mmap
 _MAGIC, _MAGIC_AT = b"ustar", 257
-_FILE, _LONG_NAME, _PAX, _PAX_GLOBAL = {"0", "\0", "7"}, "L", "x", "g"
+_FILE, _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = {"0", "\0", "7"}, "L", "K", "x", "g"
+_FOLDER, _SPARSE = "5", "S"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class Fault:
     """Something that is wrong, from byte `offset` on.
 
     Attributes:
-        kind: damaged_header, joined_archives, zero_tail, cut, no_end or not_a_file.
+        kind: damaged_header, joined_archives, zero_tail, cut, no_end, or not_a_file, which is no damage.
     """
 
     kind: str
@@ -54,9 +59,28 @@ class _Header:
     kind: str
 
 
+@dataclass(slots=True)
+class _Extension:
+    """What extended headers say of the member behind them."""
+
+    name: str | None = None
+    size: int | None = None
+    sparse: bool = False
+    unread: bool = False
+
+    def read(self, kind: str, content: bytes) -> None:
+        if kind == _LONG_NAME:
+            self.name = content.rstrip(b"\0").decode("utf-8", UNREADABLE)
+        elif kind == _PAX:
+            values = _pax(content)
+            self.name = values.get("path", self.name)
+            self.size = int(values["size"]) if _is_number(values.get("size", "")) else None
+            self.sparse = any(key.startswith("GNU.sparse.") for key in values)
+
+
 def walk(view: Buffer) -> Iterator[Member | Fault]:
     """Members and faults in the order of the file."""
-    offset, long_name, long_size = 0, None, None
+    offset, extension = 0, _Extension()
     size = len(view)
     while offset + BLOCK <= size:
         block = bytes(view[offset : offset + BLOCK])
@@ -66,36 +90,59 @@ def walk(view: Buffer) -> Iterator[Member | Fault]:
                 yield from _end(offset, size)
                 return
             yield Fault("joined_archives", offset, f"the archive ends, and another begins at byte {following}")
-            offset = following
+            offset, extension = following, _Extension()
             continue
         header = parse_header(block)
-        if header is None:
+        extends = header is not None and header.kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL)
+        length = 0 if header is None else header.size if extends or extension.size is None else extension.size
+        content = offset + BLOCK + (_sparse_map(view, offset) if header and header.kind == _SPARSE else 0)
+        if header is None or content + length > size:
             following = _next_header(view, offset)
-            skipped = (size if following is None else following) - offset
-            yield Fault("damaged_header", offset, f"a damaged header; {skipped} bytes are skipped")
+            name = None if header is None else extension.name or header.name
+            yield _bad_header(name, offset, following, size)
             if following is None:
                 return
-            offset, long_name, long_size = following, None, None
+            offset, extension = following, _Extension()
             continue
-        content, length = offset + BLOCK, header.size if long_size is None else long_size
-        if content + length > size:
-            yield Fault("cut", offset, f"the file ends inside {long_name or header.name}")
-            return
+        if not extends:
+            if header.kind != _FOLDER:
+                yield _found(header, extension, Member(extension.name or header.name, content, length), offset)
+            extension = _Extension()
+        elif length > EXTENSION_BYTES:
+            extension.unread = True
+        else:
+            extension.read(header.kind, bytes(view[content : content + length]))
         offset = content + length + -length % BLOCK
-        if header.kind == _LONG_NAME:
-            long_name = bytes(view[content : content + length]).rstrip(b"\0").decode("utf-8", UNREADABLE)
-        elif header.kind == _PAX:
-            values = _pax(bytes(view[content : content + length]))
-            long_name = values.get("path", long_name)
-            long_size = int(values["size"]) if _is_number(values.get("size", "")) else None
-        elif header.kind != _PAX_GLOBAL:
-            name = long_name or header.name
-            if header.kind in _FILE:
-                yield Member(name, content, length)
-            elif header.kind != "5":
-                yield Fault("not_a_file", content - BLOCK, f"{name} is a link or a device, which is not followed")
-            long_name, long_size = None, None
     yield Fault("no_end", offset, "the file ends without the end of an archive, so members may be missing")
+
+
+def _found(header: _Header, extension: _Extension, member: Member, offset: int) -> Member | Fault:
+    if extension.unread:
+        return Fault("damaged_header", offset, f"a header of more than {EXTENSION_BYTES} bytes; its file is left out")
+    if header.kind == _SPARSE or extension.sparse:
+        return Fault("not_a_file", offset, f"{member.name} is a sparse file, which is not read")
+    if header.kind in _FILE:
+        return member
+    return Fault("not_a_file", offset, f"{member.name} is a link or a device, which is not followed")
+
+
+def _bad_header(name: str | None, offset: int, following: int | None, size: int) -> Fault:
+    """`name` is that of a member that claims more bytes than are left, None where the header cannot be read."""
+    if name is not None and following is None:
+        return Fault("cut", offset, f"the file ends inside {name}")
+    what = "a damaged header" if name is None else f"{name} claims more bytes than the file has"
+    skipped = (size if following is None else following) - offset
+    return Fault("damaged_header", offset, f"{what}; {skipped} bytes are skipped")
+
+
+def _sparse_map(view: Buffer, offset: int) -> int:
+    """Bytes that GNU's map of a sparse file takes behind its header; each block says whether another follows."""
+    more, blocks = view[offset + 482 : offset + 483], 0
+    while more not in (b"", b"\0"):
+        blocks += 1
+        at = offset + blocks * BLOCK
+        more = view[at + 504 : at + 505]
+    return blocks * BLOCK
 
 
 def parse_header(block: bytes) -> _Header | None:

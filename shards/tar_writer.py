@@ -2,14 +2,20 @@
 
 import hashlib
 import tarfile
-import zlib
 from typing import Any, BinaryIO
 
+from isal.isal_zlib import crc32
+
 from shards.decode import image_size
-from shards.errors import DamagedSample, UserError
 from shards.sample import Sample, array_bytes, record_json
 
 BLOCK = 512
+_PADDING = bytes(BLOCK)
+_LARGEST = 0o77777777777
+_PLAIN = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+"""The header of an empty file without a name: name, modes, owners, size at 124, time, checksum at 148 to 154, rest."""
+_TAIL = _PLAIN[154:]
+_PLAIN_SUM = int(_PLAIN[148:154], 8) - 11 * ord("0")
 
 
 class TarWriter:
@@ -27,11 +33,8 @@ class TarWriter:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, sample: Sample) -> None:
-        """Appends the members of one sample. Raises UserError where its image has no readable header."""
-        try:
-            width, height = image_size(sample.image)
-        except DamagedSample as error:
-            raise UserError(f"image `{sample.metadata.get('file', sample.key)}` is damaged: {error}") from None
+        """Appends the members of one sample, which is sound (`shards.soundness`)."""
+        width, height = image_size(sample.image)
         self.rows.append(
             {
                 "key": sample.key,
@@ -57,14 +60,26 @@ class TarWriter:
         return row
 
     def _member(self, field: str, name: str, content: bytes) -> dict[str, int]:
-        header = tarfile.TarInfo(name)
-        header.size = len(content)
-        self._write(header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
+        size = len(content)
+        self._write(member_header(name, size))
         offset = self.offset
-        self._write(content + bytes(-len(content) % BLOCK))
-        return {f"{field}_offset": offset, f"{field}_size": len(content), f"{field}_crc32": zlib.crc32(content)}
+        self._write(content)
+        self._write(_PADDING[: -size % BLOCK])
+        return {f"{field}_offset": offset, f"{field}_size": size, f"{field}_crc32": crc32(content)}
 
     def _write(self, content: bytes) -> None:
         self.file.write(content)
         self.sha256.update(content)
         self.offset += len(content)
+
+
+def member_header(name: str, size: int) -> bytes:
+    """What `tarfile.TarInfo(name).tobuf` makes of a file of `size` bytes, in a fifth of the time."""
+    encoded = name.encode()
+    if len(encoded) > 100 or size > _LARGEST:
+        header = tarfile.TarInfo(name)
+        header.size = size
+        return header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+    digits = b"%011o" % size
+    checksum = _PLAIN_SUM + sum(encoded) + sum(digits)
+    return b"".join((encoded.ljust(100, b"\0"), _PLAIN[100:124], digits, _PLAIN[135:148], b"%06o" % checksum, _TAIL))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from shards.console import Progress
 from shards.decode import image_size
 from shards.errors import DamagedSample
-from shards.foreign import foreign_captions
+from shards.foreign import UnsoundCaption, foreign_captions
 from shards.manifest import REJECTED, Foreign, Manifest, ShardEntry, read_index, read_manifest
 from shards.sample import ARRAYS, array_fault, array_from_bytes
 
@@ -186,8 +186,8 @@ def _wrong_array(content: bytes, contents: dict[str, bytes]) -> str:
 def _wrong_foreign(contents: dict[str, bytes], row: dict[str, Any], foreign: Foreign) -> str:
     try:
         captions = foreign_captions(contents.get("json"), contents.get("txt"), foreign.caption_field)
-    except ValueError:
-        return "it is no text"
+    except UnsoundCaption as error:
+        return f"it cannot be a caption: {error}"
     same = [len(caption.split()) for caption in captions] == row["caption_words"]
     return "" if same else "its captions are not those of the index"
 

@@ -5,6 +5,7 @@
 Not a byte of the tars changes; an index beside each and `manifest.json` make the folder a shard set. A sample is an
 image with a caption, from `KEY.txt` or from a field of `KEY.json`, all in one tar. Keys end at the last dot of the
 name, so that `img.v1.jpg` and `img.v2.jpg` are two. The same key may stand for several samples: identity is the place.
+What is not sound (`shards.soundness`) is left out and counted; members beyond its limits are not read.
 """
 
 import hashlib
@@ -13,14 +14,16 @@ import mmap
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.console import Progress
 from shards.decode import image_size
-from shards.errors import DamagedSample, UserError
+from shards.errors import UserError
 from shards.executors import Executor
-from shards.foreign import foreign_captions, foreign_metadata
+from shards.foreign import UnsoundCaption, foreign_captions, foreign_metadata
 from shards.manifest import (
     MANIFEST,
     BuildPlan,
@@ -33,8 +36,14 @@ from shards.manifest import (
     to_json,
 )
 from shards.sample import IMAGE_EXTENSIONS
+from shards.soundness import IMAGE_BYTES, MEMBER_BYTES, unsound_image
 from shards.storage import locked_folder, write_atomically
 from shards.tar_walk import Buffer, Fault, Member, walk
+
+MOST_MEMBERS = 1 << 22
+"""Of one tar, which take 2 GB while it is indexed; those behind them are left out, as a fault says."""
+MOST_FAULTS = 100
+"""Sentences about one tar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +183,12 @@ Group = dict[str, Member]
 def _rows(
     view: Buffer, caption_field: str | None
 ) -> tuple[list[dict[str, Any]], Counter[str], Counter[str], tuple[str, ...]]:
-    items = list(walk(view))
-    faults = tuple(str(item) for item in items if isinstance(item, Fault) and item.kind != "not_a_file")
+    items = list(islice(walk(view), MOST_MEMBERS + 1))
+    if len(items) > MOST_MEMBERS:
+        items[-1] = Fault("too_many", items[-1].offset, f"more than {MOST_MEMBERS} members; the rest is left out")
+    faults = [str(item) for item in items if isinstance(item, Fault) and item.kind != "not_a_file"]
+    if len(faults) > MOST_FAULTS:
+        faults = [*faults[:MOST_FAULTS], f"and {len(faults) - MOST_FAULTS} faults more"]
     notes = Counter(item.kind for item in items if isinstance(item, Fault))
     rejected: Counter[str] = Counter()
     rows = []
@@ -186,7 +199,7 @@ def _rows(
                 rejected[row] += 1
             else:
                 rows.append(row)
-    return sorted(rows, key=lambda row: row["image_offset"]), rejected, notes, faults
+    return sorted(rows, key=lambda row: row["image_offset"]), rejected, notes, tuple(faults)
 
 
 def _stretches(items: list[Member | Fault]) -> list[list[Member]]:
@@ -213,8 +226,12 @@ def _groups(members: list[Member], notes: Counter[str], rejected: Counter[str]) 
         runs[-1][1][extension] = member
         notes["dotted_keys"] += len(runs[-1][1]) == 1 and "." in PurePosixPath(key).name
     by_key: defaultdict[str, list[Group]] = defaultdict(list)
-    for key, group in runs:
-        by_key[key].append(group)
+    for key, same in groupby(runs, key=itemgetter(0)):
+        groups = [group for _, group in same]
+        if len(groups) > 1 and not all(map(_is_whole, groups)):
+            rejected["ambiguous"] += len(groups)  # One of two images side by side has no caption: which?
+        else:
+            by_key[key] += groups
     return [found for key, groups in by_key.items() for found in _joined(key, groups, notes, rejected)]
 
 
@@ -249,20 +266,25 @@ def _row(view: Buffer, key: str, group: Group, caption_field: str | None, notes:
     if len(images) != 1:
         return "several_images" if images else "no_image"
     places: Group = {"image": group[images[0]], **{name: group[name] for name in ("json", "txt") if name in group}}
-    content = {name: bytes(view[m.offset : m.offset + m.size]) for name, m in places.items()}
-    if "json" in content and foreign_metadata(content["json"]) is None:
+    if places["image"].size > IMAGE_BYTES:
+        return "image_too_large"
+    if "txt" in places and places["txt"].size > MEMBER_BYTES["txt"]:
+        return "caption_too_long"
+    read = {name: m for name, m in places.items() if m.size <= MEMBER_BYTES[name]}
+    content = {name: bytes(view[m.offset : m.offset + m.size]) for name, m in read.items()}
+    if "json" in places and foreign_metadata(content.get("json", b"")) is None:
         notes["json_unreadable"] += 1
-        del places["json"], content["json"]
+        del places["json"]
+        content.pop("json", None)
     try:
         captions = foreign_captions(content.get("json"), content.get("txt"), caption_field)
-    except ValueError:
-        return "caption_unreadable"
+    except UnsoundCaption as error:
+        return str(error)
     if not captions:
         return "no_caption"
-    try:
-        width, height = image_size(content["image"])
-    except DamagedSample:
-        return "image_unreadable"
+    if reason := unsound_image(content["image"], images[0]):
+        return reason
+    width, height = image_size(content["image"])
     row: dict[str, Any] = {"key": key, "extension": images[0], "width": width, "height": height}
     for name, member in places.items():
         row |= {

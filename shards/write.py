@@ -3,42 +3,28 @@
     source -> scan (with filters: which samples are kept) -> a job for each shard -> tars, indices -> manifest
 
 Order of appearance in the folder: `.build.json` (the plan), then for each shard its tar and its index, then
-`manifest.json`, which makes the build finished. A shard counts as done when its index exists and names the digests
-of the tar and of the plan. Memory does not grow with the number of samples that were written.
+`rejected.parquet` where samples are left out, then `manifest.json`, which makes the build finished. A sample that is
+not sound (`shards.soundness`) never stops a build: it is left out and counted, with filters or without. Memory does not
+grow with the number of samples that were written.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from shards.console import Progress
-from shards.errors import DamagedSample, UserError
+from shards.errors import UserError
 from shards.executors import Executor
 from shards.filters import Filters
 from shards.keys import repeated_key
-from shards.manifest import (
-    INDEX_SCHEMA,
-    MANIFEST,
-    REJECTED,
-    BuildPlan,
-    FilterReport,
-    Manifest,
-    ShardEntry,
-    index_bytes,
-    index_name,
-    read_index,
-    shard_name,
-    to_json,
-)
-from shards.sample import IMAGE_EXTENSIONS, Sample, array_fault
-from shards.scan import FilteredSource, forget_scan, scan
+from shards.manifest import MANIFEST, REJECTED, BuildPlan, FilterReport, Manifest, to_json
+from shards.packing import Packed, pack
+from shards.scan import FilteredSource, Selection, forget_scan, in_order, rejections, scan
 from shards.sources.base import Source
-from shards.storage import PARTIAL, locked_folder, replace_atomically, write_atomically
-from shards.tar_writer import TarWriter
+from shards.storage import PARTIAL, locked_folder, write_atomically
 
 PLAN = ".build.json"
 SCAN = ".scan"
@@ -62,13 +48,14 @@ def build_shards(
         existing: What to do with a finished or unfinished build in `out`: refuse it, go on with it (finished shards are
             checked and kept), or delete its files first. Folders that hold anything else are always refused.
         settings: The source's options, kept in the manifest for people to read.
-        filters: Which samples and captions to keep; the counts stand in the manifest, the names in `rejected.parquet`.
+        filters: Which samples and captions to keep, beside what `shards.soundness` asks of all. The counts of what is
+            left out stand in the manifest, the places in `rejected.parquet`.
         executor: Who does it; the bytes do not depend on it.
         progress: Advanced by the samples of each finished part, in the scan and again in the writing.
 
     Raises:
-        UserError: a folder that may not be used or written, an empty source, filters that keep nothing, a damaged image
-            that no filter takes care of, a key twice or too long.
+        UserError: a folder that may not be used or written, an empty source, one without a sample that can be kept, a
+            key twice or too long.
         Stopped: a worker died.
     """
     if samples_per_shard < 1:
@@ -94,13 +81,21 @@ def build_shards(
 def _build(
     source: Source, out: Path, plan: BuildPlan, filters: Filters | None, executor: Executor, progress: Progress | None
 ) -> Manifest:
-    report = None
+    selection = None
     if filters and plan.filters:
-        source, report = _filtered(source, out, plan, filters, executor, progress)
-    shards = _write_shards(source, out, plan, executor, progress)
-    indices = [out / shard.index_name for shard in shards]
-    if key := repeated_key(indices, len(source)):
+        selection = _selected(source, out, plan, filters, executor, progress)
+        source = FilteredSource(source, selection, filters)
+    packed = _write_shards(source, out, plan, executor, progress)
+    report = _report(packed, selection)
+    shards = tuple(shard.entry for shard in packed)
+    if report and not report.kept:
+        raise UserError(f"`{source.name}` must have a sample that can be kept: {'; '.join(report.lines())}")
+    if key := repeated_key([out / shard.index_name for shard in shards], len(source)):
         raise UserError(f"`key` (={key}) must be unique, but two samples of `{source.name}` have it")
+    if report:
+        names = rejections(_rejected(packed, selection))
+        write_atomically(out / REJECTED, names)
+        report = report.model_copy(update={"rejections_sha256": hashlib.sha256(names).hexdigest()})
     manifest = Manifest(plan=plan, shards=shards, filtered=report)
     write_atomically(out / MANIFEST, to_json(manifest))
     (out / PLAN).unlink()
@@ -108,9 +103,9 @@ def _build(
     return manifest
 
 
-def _filtered(
+def _selected(
     source: Source, out: Path, plan: BuildPlan, filters: Filters, executor: Executor, progress: Progress | None
-) -> tuple[Source, FilterReport]:
+) -> Selection:
     """What the filters keep. Finished parts of the scan lie under the plan's digest: no other build takes them."""
     store = out / SCAN / plan.digest
     store.mkdir(parents=True, exist_ok=True)
@@ -119,10 +114,7 @@ def _filtered(
         raise UserError(f"the filters must keep at least one sample: {'; '.join(selection.report.lines())}")
     if progress:
         progress.advance(selection.report.read - selection.report.kept)  # These need no writing.
-    rejections = selection.rejections()
-    write_atomically(out / REJECTED, rejections)
-    report = selection.report.model_copy(update={"rejections_sha256": hashlib.sha256(rejections).hexdigest()})
-    return FilteredSource(source, selection, filters), report
+    return selection
 
 
 def _check_folder(out: Path, plan: BuildPlan, existing: Existing) -> None:
@@ -159,90 +151,41 @@ def _remove_shards(out: Path) -> None:
 
 def _write_shards(
     source: Source, out: Path, plan: BuildPlan, executor: Executor, progress: Progress | None
-) -> tuple[ShardEntry, ...]:
+) -> list[Packed]:
     jobs = ((number,) for number in range(-(-len(source) // plan.samples_per_shard)))
-    entries: dict[str, ShardEntry] = {}
-    for entry in executor.run(_shard, (source, out, plan), jobs):
-        entries[entry.name] = entry
+    found: dict[str, Packed] = {}
+    for packed in executor.run(pack, (source, out, plan), jobs):
+        found[packed.entry.name] = packed
         if progress:
-            progress.advance(entry.samples)
-    return tuple(entries[name] for name in sorted(entries))
+            progress.advance(packed.entry.samples + len(packed.left_out.samples))
+    return [found[name] for name in sorted(found)]
 
 
-def _shard(source: Source, out: Path, plan: BuildPlan, number: int) -> ShardEntry:
-    start = number * plan.samples_per_shard
-    indices = range(start, min(start + plan.samples_per_shard, len(source)))
-    tar = out / shard_name(number)
-    return _finished_shard(tar, len(indices), plan) or _write_shard(source, indices, tar, plan)
-
-
-def _finished_shard(tar: Path, samples: int, plan: BuildPlan) -> ShardEntry | None:
-    """The entry of a shard that an earlier run finished and nothing has changed since, else None."""
-    index = tar.with_name(index_name(tar.name))
-    try:
-        table = read_index(index)
-        with tar.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, pa.ArrowException):
+def _report(packed: list[Packed], selection: Selection | None) -> FilterReport | None:
+    """What became of every sample and caption; None where no filter was asked for and nothing is left out."""
+    rejected = _rejected(packed, selection)
+    dropped = sum((shard.left_out.captions for shard in packed), Counter())
+    if selection is None and not rejected and not dropped:
         return None
-    proof = {key.encode(): value.encode() for key, value in _proof(plan, digest).items()}
-    if not table.schema.equals(INDEX_SCHEMA):
-        return None  # An older version wrote it: kept, the folder would not equal a build that was not interrupted.
-    if table.num_rows != samples or not proof.items() <= (table.schema.metadata or {}).items():
-        return None
-    return _entry(tar, samples, digest, index.read_bytes())
-
-
-def _proof(plan: BuildPlan, tar_sha256: str) -> dict[str, str]:
-    return {"plan_sha256": plan.digest, "tar_sha256": tar_sha256}
-
-
-def _write_shard(source: Source, indices: range, tar: Path, plan: BuildPlan) -> ShardEntry:
-    keys: set[str] = set()
-    with replace_atomically(tar) as file:
-        writer = TarWriter(file)
-        for index in indices:
-            sample = _checked(source, index, keys)
-            try:
-                writer.add(sample)
-            except UnicodeEncodeError:
-                raise UserError(
-                    f"sample {index} (`{sample.key}`) must hold text, but half a surrogate pair is in it"
-                ) from None
-        writer.close()
-    digest = writer.sha256.hexdigest()
-    content = index_bytes(writer.rows, _proof(plan, digest))
-    write_atomically(tar.with_name(index_name(tar.name)), content)
-    return _entry(tar, len(indices), digest, content)
-
-
-def _entry(tar: Path, samples: int, digest: str, index: bytes) -> ShardEntry:
-    return ShardEntry(
-        name=tar.name,
-        samples=samples,
-        bytes=tar.stat().st_size,
-        sha256=digest,
-        index_sha256=hashlib.sha256(index).hexdigest(),
+    kept = sum(shard.entry.samples for shard in packed)
+    captions = sum(shard.captions + shard.left_out.unkept for shard in packed)
+    if selection:
+        dropped += Counter(selection.report.captions_dropped)
+        captions = selection.report.captions_read
+    return FilterReport(
+        read=kept + len(rejected),
+        kept=kept,
+        rejected=in_order(Counter(rejected.values())),
+        captions_read=captions,
+        captions_dropped=in_order(dropped),
+        unscored=selection.report.unscored if selection else {},
     )
 
 
-def _checked(source: Source, index: int, keys: set[str]) -> Sample:
-    """Reads one sample and holds it to the rules of `Sample`; `keys` are those of its shard so far."""
-    try:
-        sample = source[index]
-    except DamagedSample as error:
-        raise UserError(f"sample {index} of `{source.name}` cannot be read: {error}") from None
-    key = sample.key
-    if not key or "." in key or "/" in key or len(key.encode()) > 90:
-        raise UserError(f"`key` (={key}) of sample {index} must have 1 to 90 bytes and no dots or slashes")
-    if key in keys:
-        raise UserError(f"`key` (={key}) of sample {index} must be unique, but an earlier sample has it")
-    if sample.extension not in IMAGE_EXTENSIONS:
-        raise UserError(f"`extension` (={sample.extension}) of `{key}` must be one of {sorted(IMAGE_EXTENSIONS)}")
-    if not sample.captions:
-        raise UserError(f"sample {index} (`{key}`) must have at least one caption")
-    for name, array in sample.arrays().items():
-        if fault := array_fault(array, len(sample.regions)):
-            raise UserError(f"the region {name} of sample {index} (`{key}`) cannot be used: the array {fault}")
-    keys.add(key)
-    return sample
+def _rejected(packed: list[Packed], selection: Selection | None) -> dict[int, str]:
+    """Index in the source -> reason: what the scan found, and what was not sound when it was to be written."""
+    rejected = selection.rejected if selection else {}
+    for shard in packed:
+        for index, reason in shard.left_out.samples.items():
+            rejected[int(selection.kept[index]) if selection else index] = reason
+    return rejected

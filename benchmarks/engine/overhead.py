@@ -22,9 +22,10 @@ import torch
 import pretrain.train
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
-from pretrain.engine import Engine, Stepped
+from pretrain.engine import Engine
 from pretrain.optim import build_optimizer, set_lr
 from pretrain.settings import load_config
+from pretrain.stepped import Stepped
 from pretrain.task import Task
 from pretrain.train import fit
 from shards.sources.scenes import ScenesSource

@@ -18,6 +18,10 @@ def retrieval(
     images: Images = None,
     split: Annotated[str, typer.Option(help="Split of --annotations.")] = "train",
     shards: Shards = None,
+    validate: Annotated[
+        str | None,
+        typer.Option(help="Whose RSUM chooses the checkpoint: a split of --annotations, or a folder of shards."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file; see configs/finetune/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or start it.")] = False,
     overwrite: Overwrite = False,
@@ -34,8 +38,9 @@ def retrieval(
     chosen = load_config(FinetuneConfig, config, [*(overrides or []), *flags])
     from finetune.retrieval import open_input
     from finetune.train import fine_tune
+    from finetune.validation import open_validation
 
     corpus = open_input(annotations, images, split, shards)
-    checkpoint = fine_tune(ckpt, corpus.source, chosen, shards)
+    checkpoint = fine_tune(ckpt, corpus.source, chosen, shards, open_validation(annotations, images, split, validate))
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"checkpoint: {checkpoint}")

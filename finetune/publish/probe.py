@@ -32,9 +32,8 @@ def outputs(checkpoint: Checkpoint) -> dict[str, Tensor]:
     found = {"text_tokens": text.tokens_BTD, "image_tokens": image.tokens_BTD}
     if text.shared_BE is not None and image.shared_BE is not None:
         found |= {"text": text.shared_BE, "image": image.shared_BE}
-    if "itm" in task.objectives:
-        fused = model.fuse(text, model.remember(image))
-        found["match"] = task.objectives["itm"].score(fused)  # type: ignore[operator]
+    if task.matcher is not None:
+        found["match"] = task.matcher.score(model.fuse(text, model.remember(image)))
     return {name: value.float().contiguous() for name, value in found.items()}
 
 

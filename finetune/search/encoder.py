@@ -28,13 +28,18 @@ class Encoder:
         embedding_dim = checkpoint.config.model.embedding_dim
         if embedding_dim is None:
             raise UserError("`ckpt` has no shared space (`model.embedding_dim` is null), so it cannot search")
+        itc = checkpoint.config.objectives.itc
+        if itc is not None and itc.similarity != "pooled":
+            raise UserError(
+                f"`ckpt` compares {itc.similarity} (`objectives.itc.similarity`); search and scores compare one vector"
+            )
         self.checkpoint, self.device, self.embedding_dim = checkpoint, torch.device(device), embedding_dim
         self.model = checkpoint.task.to(self.device).eval().model
 
     @property
     def matches(self) -> bool:
         """Whether there is a matching head to re-rank with."""
-        return "itm" in self.checkpoint.task.objectives and self.checkpoint.config.model.fusion.trunk != "none"
+        return self.checkpoint.task.matcher is not None and self.checkpoint.config.model.fusion.trunk != "none"
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Encoded:
@@ -55,8 +60,9 @@ class Encoder:
     @torch.inference_mode()
     def match(self, text: Encoded, image: Encoded) -> Scores:
         """The matching head's log-odds of row i of the texts with row i of the images, float32 [P]."""
-        fused = self.model.fuse(text, self.model.remember(image))
-        return self.checkpoint.task.objectives["itm"].score(fused).float().cpu().numpy()  # type: ignore[operator]
+        matcher = self.checkpoint.task.matcher
+        assert matcher is not None, "the caller asked `can_match`"
+        return matcher.score(self.model.fuse(text, self.model.remember(image))).float().cpu().numpy()
 
 
 def embeddings(encoded: Encoded) -> Embeddings:

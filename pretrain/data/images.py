@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from pretrain.config import PretrainConfig
 from pretrain.data.labels import RegionVocabulary
 from pretrain.data.regions import collate_regions, read_regions
-from pretrain.data.transforms import evaluation_pixels
+from pretrain.data.transforms import evaluation_pixels, stack_pixels
 from pretrain.models.interface import ImageInput
 from shards.sample import Sample
 
@@ -20,7 +18,7 @@ def evaluation_images(samples: Sequence[Sample], config: PretrainConfig) -> Imag
     """
     region, read = config.model.vision.region, config.data.regions
     if region is None or read is None:
-        return ImageInput(torch.stack([evaluation_pixels(sample, config.model.image_size) for sample in samples]))
+        return ImageInput(stack_pixels([evaluation_pixels(sample, config.model.image_size) for sample in samples]))
     named = RegionVocabulary.read(read.labels) if read.classes and read.labels else RegionVocabulary((), ())
     fields = collate_regions([read_regions(sample, read, region.features, named) for sample in samples])
     return ImageInput(

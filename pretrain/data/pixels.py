@@ -16,7 +16,7 @@ from pretrain.data.augment_config import AugmentConfig
 from pretrain.data.dice import throw
 from pretrain.data.groups import Groups
 from pretrain.data.kept import KeptPixels
-from pretrain.data.transforms import cropped_pixels, evaluation_pixels
+from pretrain.data.transforms import evaluation_pixels, flipped, stack_pixels, training_pixels
 from shards.sample import Identity, Sample
 from shards.sources.base import Source
 
@@ -66,19 +66,16 @@ class Pictures:
 
     def stack(self, pictures: Sequence[Picture]) -> Tensor:
         """uint8 [B, S, S, 3]."""
-        pixels_BHWC = torch.stack([picture.pixels_HWC for picture in pictures])
         draws = [picture.draws_K for picture in pictures if picture.draws_K is not None]
         if not draws:
-            return pixels_BHWC
+            return stack_pixels([picture.pixels_HWC for picture in pictures])
+        pixels_BHWC = torch.stack([picture.pixels_HWC for picture in pictures])
         partners = [picture.partner_HWC for picture in pictures if picture.partner_HWC is not None]
         partner_BHWC = torch.stack(partners) if partners else None
         return augment(pixels_BHWC, partner_BHWC, torch.from_numpy(np.stack(draws)), self._config)
 
     def _pixels(self, identity: Identity, sample: Sample, rng: np.random.Generator) -> Tensor:
         if self._config.crop_scale < 1:
-            pixels_HWC = cropped_pixels(sample, self._size, self._config, rng)
-        else:
-            pixels_HWC = self._kept.get(identity, lambda: evaluation_pixels(sample, self._size))
-        if self._config.flip and rng.random() < 0.5:
-            pixels_HWC = pixels_HWC.flip(1)
-        return pixels_HWC.contiguous()
+            return training_pixels(sample, self._size, self._config, rng)
+        pixels_HWC = self._kept.get(identity, lambda: evaluation_pixels(sample, self._size))
+        return flipped(pixels_HWC, self._config, rng).contiguous()

@@ -37,6 +37,8 @@ def pollute(
         return Parts(sample, sample, 0)
     if config.kind == "second":
         return Parts(sample, wrong, 1)
+    if config.kind == "caption":
+        return Parts(wrong, sample, 1)
     return Parts(wrong, sample, 1) if rng.random() < 0.5 else Parts(sample, wrong, 2)
 
 

@@ -5,13 +5,24 @@ What can be done to a whole batch at once is in `pretrain.data.augment`.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from pretrain.data.augment_config import AugmentConfig
 from shards.decode import decode_image, resize
 from shards.sample import Sample
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 def evaluation_pixels(sample: Sample, image_size: int) -> Tensor:
@@ -19,21 +30,37 @@ def evaluation_pixels(sample: Sample, image_size: int) -> Tensor:
     return _square(decode_image(sample.image, sample.extension), image_size)
 
 
-def cropped_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """A random part of the image squashed to a square; uint8 [S, S, 3]."""
+def training_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """A random part of the image, squashed and perhaps mirrored; uint8 [S, S, 3]."""
     decoded_HWC = decode_image(sample.image, sample.extension)
-    return _square(_random_area(decoded_HWC, config.crop_scale, rng), image_size)
+    if config.crop_scale < 1:
+        height, width = decoded_HWC.shape[:2]
+        decoded_HWC = crop(decoded_HWC, random_box(height, width, config.crop_scale, rng))
+    return flipped(_square(decoded_HWC, image_size), config, rng).contiguous()
+
+
+def flipped(pixels_HWC: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """Mirrored half of the time, if `config` says so."""
+    return pixels_HWC.flip(1) if config.flip and rng.random() < 0.5 else pixels_HWC
+
+
+def stack_pixels(pixels: list[Tensor]) -> Tensor:
+    """[S, S, 3] each to [B, S, S, 3]; in a loader's worker straight into memory that the consumer shares."""
+    return default_collate(pixels)
+
+
+def crop(pixels_HWC: np.ndarray, box: Box) -> np.ndarray:
+    """The part of the image, as a view."""
+    return pixels_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def _square(decoded_HWC: np.ndarray, image_size: int) -> Tensor:
     return resize(decoded_HWC, image_size).permute(1, 2, 0)  # a view: it is channels_last in memory
 
 
-def _random_area(pixels_HWC: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:
-    """A box of a share of the area in [smallest, 1] and an aspect of 3/4 to 4/3 of the image's own."""
-    height, width = pixels_HWC.shape[:2]
+def random_box(height: int, width: int, smallest: float, rng: np.random.Generator) -> Box:
+    """A share of the area in [smallest, 1] and an aspect of 3/4 to 4/3 of the image's own."""
     area, stretch = rng.uniform(smallest, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     h = min(height, max(1, round(height * math.sqrt(area / stretch))))
     w = min(width, max(1, round(width * math.sqrt(area * stretch))))
-    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    return pixels_HWC[top : top + h, left : left + w]
+    return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)

@@ -1,6 +1,9 @@
 """Transformer blocks: tokens attend to each other, and may query another modality (ALBEF, arXiv:2107.07651).
 
-Shapes: B items, L query tokens, S key tokens, D query width, C key width, H heads, d width of a head.
+Blocks compute with packed tokens (`pretrain.models.packing`).
+
+Shapes: B items, L query tokens, S key tokens, P query tokens that are there, Q key tokens that are there, D query
+width, C key width, H heads, d width of a head.
 """
 
 from collections.abc import Callable
@@ -12,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.models.packing import Narrow, Packing, put, take
 from shards.errors import UserError
 
+KeysAndValues = tuple[Tensor, Tensor]
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "quick_gelu", "relu"]
 
@@ -63,19 +68,22 @@ class Attention(nn.Module):
         self.value = nn.Linear(key_width, inner)
         self.out = nn.Linear(inner, width)
 
-    def keys_and_values(self, keys_BSC: Tensor) -> tuple[Tensor, Tensor]:
-        """What does not depend on the queries: two float [B, H, S, d]."""
-        return self._split(self.key(keys_BSC)), self._split(self.value(keys_BSC))
+    def keys_and_values(self, keys_QC: Tensor, packing: Packing) -> KeysAndValues:
+        """What does not depend on the queries: two float [B, H, S, d], of keys packed by `packing`."""
+        return self._split(self.key(keys_QC), packing), self._split(self.value(keys_QC), packing)
 
-    def forward(self, x_BLD: Tensor, keys_and_values: tuple[Tensor, Tensor], mask_B1LS: Tensor | None) -> Tensor:
-        """Attends from `x_BLD` where `mask_B1LS` is True (size 1 where all queries see the same); float [B, L, D]."""
-        q_BHLd, (k_BHSd, v_BHSd) = self._split(self.query(x_BLD)), keys_and_values
+    def forward(
+        self, x_PD: Tensor, packing: Packing, keys_and_values: KeysAndValues, mask_B1LS: Tensor | None
+    ) -> Tensor:
+        """Attends from `x_PD`, packed by `packing`, where `mask_B1LS` is True (size 1 where all queries see the same,
+        None where they see everything); float [P, D]."""
+        q_BHLd, (k_BHSd, v_BHSd) = self._split(self.query(x_PD), packing), keys_and_values
         dropout = self.dropout if self.training else 0.0
         mixed_BHLd = F.scaled_dot_product_attention(q_BHLd, k_BHSd, v_BHSd, mask_B1LS, dropout)
-        return self.out(mixed_BHLd.transpose(1, 2).flatten(2))
+        return self.out(packing.pack(mixed_BHLd.transpose(1, 2).flatten(2)))
 
-    def _split(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _split(self, x_PD: Tensor, packing: Packing) -> Tensor:
+        return packing.pad(x_PD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class FeedForward(nn.Sequential):
@@ -97,11 +105,24 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width, shape.eps) for _ in range(layers))
         self.drop = nn.Dropout(shape.dropout)
 
-    def _residual(self, index: int, x_BLD: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
+    def _residual(self, index: int, x_PD: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
         norm = self.norms[index]
         if self.norm == "pre":
-            return x_BLD + self.drop(layer(norm(x_BLD)))
-        return norm(x_BLD + self.drop(layer(x_BLD)))
+            return x_PD + self.drop(layer(norm(x_PD)))
+        return norm(x_PD + self.drop(layer(x_PD)))
+
+    def _attend(
+        self, x_PD: Tensor, attention: Attention, packing: Packing, mask_B1TT: Tensor | None, narrow: Narrow | None
+    ) -> Tensor:
+        """The residual layer of self-attention, which comes first; float [Q, D] of the tokens that `narrow` keeps."""
+        norm = self.norms[0]
+        y_PD = norm(x_PD) if self.norm == "pre" else x_PD
+        keys_and_values = attention.keys_and_values(y_PD, packing)
+        if narrow is not None:
+            x_PD, y_PD = (take(value, narrow.keep_Q) for value in (x_PD, y_PD))
+        queries = packing if narrow is None else narrow.queries
+        x_PD = x_PD + self.drop(attention(y_PD, queries, keys_and_values, mask_B1TT))
+        return x_PD if self.norm == "pre" else norm(x_PD)
 
 
 class SelfBlock(Block):
@@ -118,18 +139,28 @@ class SelfBlock(Block):
         self.image_feed_forward = FeedForward(width, shape) if multiway else None
         self._add_norms(width, shape, 3 if multiway else 2)
 
-    def forward(self, x_BTD: Tensor, mask_B1TT: Tensor, texts: int = 0) -> Tensor:
-        """float [B, T, D]; of the T tokens the first `texts` are text, which multiway blocks alone ask."""
+    def forward(
+        self,
+        x_PD: Tensor,
+        packing: Packing,
+        mask_B1TT: Tensor | None,
+        sides: tuple[Tensor, Tensor] | None = None,
+        narrow: Narrow | None = None,
+    ) -> Tensor:
+        """float [P, D], or [Q, D] of the tokens that `narrow` keeps (`mask_B1TT` is then the same for all queries).
 
-        def attend(x_BTD: Tensor) -> Tensor:
-            return self.self_attention(x_BTD, self.self_attention.keys_and_values(x_BTD), mask_B1TT)
-
-        x_BTD = self._residual(0, x_BTD, attend)
+        Args:
+            sides: int64 places of the text tokens and of the image tokens among the P, which multiway blocks alone
+                ask, whose tokens all stay.
+        """
+        x_PD = self._attend(x_PD, self.self_attention, packing, mask_B1TT, narrow)
         if self.image_feed_forward is None:
-            return self._residual(1, x_BTD, self.feed_forward)
-        text_BLD = self._residual(1, x_BTD[:, :texts], self.feed_forward)
-        image_BND = self._residual(2, x_BTD[:, texts:], self.image_feed_forward)
-        return torch.cat([text_BLD, image_BND], 1)
+            return self._residual(1, x_PD, self.feed_forward)
+        assert sides is not None, "a multiway block must know which tokens are text"
+        text_P, image_P = sides
+        text_XD = self._residual(1, take(x_PD, text_P), self.feed_forward)
+        image_YD = self._residual(2, take(x_PD, image_P), self.image_feed_forward)
+        return put(text_XD, text_P, len(x_PD)) + put(image_YD, image_P, len(x_PD))
 
 
 class CrossBlock(Block):
@@ -144,21 +175,20 @@ class CrossBlock(Block):
 
     def forward(
         self,
-        x_BLD: Tensor,
-        mask_B1LL: Tensor,
-        other: tuple[Tensor, Tensor] | None = None,
+        x_PD: Tensor,
+        packing: Packing,
+        mask_B1LL: Tensor | None,
+        other: KeysAndValues | None = None,
         mask_B1LS: Tensor | None = None,
+        narrow: Narrow | None = None,
     ) -> Tensor:
         """`other` is `cross_attention.keys_and_values` of the other modality, `mask_B1LS` what is there of it (None
-        where all is); without `other` the block leaves the cross-attention out."""
-
-        def attend(x_BLD: Tensor) -> Tensor:
-            return self.self_attention(x_BLD, self.self_attention.keys_and_values(x_BLD), mask_B1LL)
-
-        x_BLD = self._residual(0, x_BLD, attend)
+        where all is); without `other` the block leaves the cross-attention out. `narrow` as in `SelfBlock`."""
+        x_PD = self._attend(x_PD, self.self_attention, packing, mask_B1LL, narrow)
+        queries = packing if narrow is None else narrow.queries
         if other is not None:
-            x_BLD = self._residual(1, x_BLD, lambda x_BLD: self.cross_attention(x_BLD, other, mask_B1LS))
-        return self._residual(2, x_BLD, self.feed_forward)
+            x_PD = self._residual(1, x_PD, lambda x_PD: self.cross_attention(x_PD, queries, other, mask_B1LS))
+        return self._residual(2, x_PD, self.feed_forward)
 
 
 def run(block: nn.Module, recompute: bool, *inputs: Any) -> Any:

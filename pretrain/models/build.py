@@ -10,8 +10,10 @@ from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
 from pretrain.models.joint import Joint
 from pretrain.models.projection import TextHead
+from pretrain.models.regions import RegionEmbedder
 from pretrain.models.text import TextEncoder, self_contained_text
-from pretrain.models.tower import visual_embedder
+from pretrain.models.tower import ImageTower, visual_embedder
+from shards.errors import UserError
 
 Trunk = Joint | CoAttention | TextQueriesImage | EncoderDecoder
 
@@ -27,7 +29,10 @@ class DuoModel(nn.Module):
         super().__init__()
         self.vision = visual_embedder(config.vision, config.image_size)
         self.text = TextEncoder(config.text, vocabulary)
-        self.image_projection = _projection(self.vision.pooled_width, config)
+        if config.vision.region and config.vision.region.norm == "text":
+            assert isinstance(self.vision, RegionEmbedder | ImageTower)
+            self.vision.share_norm(self.text.embedding_norm)
+        self.image_projection = _image_projection(self.vision.pooled_width, config)
         self.text_projection = _text_projection(self.text.width, config)
         self._shared_text = config.fusion.shared_text
         self.fusion = _trunk(config, self.text.width, self.vision.width)
@@ -102,6 +107,17 @@ def _text_projection(width: int, config: ModelConfig) -> nn.Module:
     if config.text_head is None or config.embedding_dim is None:
         return _projection(width, config)
     return TextHead(config.text_head, width, config.embedding_dim)
+
+
+def _image_projection(width: int, config: ModelConfig) -> nn.Module:
+    if config.image_projection:
+        return _projection(width, config)
+    if config.embedding_dim not in (None, width):
+        raise UserError(
+            f"`model.embedding_dim` (={config.embedding_dim}) must be the width of the image's vector (={width}), "
+            "because `model.image_projection` is false"
+        )
+    return nn.Identity()
 
 
 def _trunk(config: ModelConfig, text_width: int, image_width: int) -> Trunk | None:

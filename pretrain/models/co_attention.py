@@ -1,6 +1,6 @@
 """The trunk `co_attention`: two streams that query each other at chosen places (ViLBERT, LXMERT, METER).
 
-Shapes: B pairs, L text tokens, N image tokens, D text width, C image width.
+Shapes: B pairs, L text tokens, N image tokens, P and Q of these that are there, D text width, C image width.
 """
 
 from itertools import chain
@@ -12,7 +12,7 @@ from pretrain.models.blocks import Attention, Block, BlockShape, FeedForward, Se
 from pretrain.models.config import CoAttentionConfig, FusionConfig
 from pretrain.models.interface import Attention as AttentionPolicy
 from pretrain.models.interface import Encoded, Fused, Memory
-from pretrain.models.masks import text_mask
+from pretrain.models.packing import Packing
 from pretrain.models.pooler import PairPooler
 
 Step = Literal["self", "cross", "feed"]
@@ -36,21 +36,22 @@ class Side(Block):
         place = self.order.index("cross")
         self.cross_attention, self.norms[place] = other.cross_attention, other.norms[place]
 
-    def step(self, place: int, x_BLD: Tensor, mask_B1LL: Tensor, other_BSC: Tensor, mask_B11S: Tensor) -> Tensor:
-        """The residual layer number `place`; `other_BSC` is the other modality as it entered the bridge."""
+    def step(self, place: int, x_PD: Tensor, packing: Packing, other_QC: Tensor, other: Packing) -> Tensor:
+        """The residual layer number `place`; `other_QC` is the other modality as it entered the bridge."""
         match self.order[place]:
             case "self":
                 assert self.self_attention is not None
-                attention, keys, mask = self.self_attention, None, mask_B1LL
+                attention, keys, seen = self.self_attention, None, packing
             case "cross":
-                attention, keys, mask = self.cross_attention, other_BSC, mask_B11S
+                attention, keys, seen = self.cross_attention, other_QC, other
             case "feed":
-                return self._residual(place, x_BLD, self.feed_forward)
+                return self._residual(place, x_PD, self.feed_forward)
 
-        def attend(x_BLD: Tensor) -> Tensor:
-            return attention(x_BLD, attention.keys_and_values(x_BLD if keys is None else keys), mask)
+        def attend(x_PD: Tensor) -> Tensor:
+            keys_and_values = attention.keys_and_values(x_PD if keys is None else keys, seen)
+            return attention(x_PD, packing, keys_and_values, seen.keys_B11T)
 
-        return self._residual(place, x_BLD, attend)
+        return self._residual(place, x_PD, attend)
 
 
 class Bridge(nn.Module):
@@ -65,12 +66,12 @@ class Bridge(nn.Module):
         if config.shared:
             self.image.share_cross(self.text)
 
-    def forward(self, text_BLD: Tensor, image_BNC: Tensor, mask_B11L: Tensor, mask_B11N: Tensor) -> Streams:
-        text_before, image_before = text_BLD, image_BNC
+    def forward(self, text_PD: Tensor, image_QC: Tensor, texts: Packing, images: Packing) -> Streams:
+        text_before, image_before = text_PD, image_QC
         for place in range(len(self.text.order)):
-            text_BLD = self.text.step(place, text_BLD, mask_B11L, image_before, mask_B11N)
-            image_BNC = self.image.step(place, image_BNC, mask_B11N, text_before, mask_B11L)
-        return text_BLD, image_BNC
+            text_PD = self.text.step(place, text_PD, texts, image_before, images)
+            image_QC = self.image.step(place, image_QC, images, text_before, texts)
+        return text_PD, image_QC
 
 
 class CoAttention(nn.Module):
@@ -98,10 +99,12 @@ class CoAttention(nn.Module):
     def remember(self, image: Encoded) -> Memory:
         """The image behind the layers that come before it meets the text."""
         image_BNC = image.tokens_BTD if self.types is None else image.tokens_BTD + self.types.weight[1]
+        packing = Packing.of(image.mask_BT)
+        image_QC = packing.pack(image_BNC)
         for kind, block in self._alone():
             if kind == "image":
-                image_BNC = run(block, self.recompute, image_BNC, image.mask_BT[:, None, None])
-        return Memory(image.mask_BT, image_BNC)
+                image_QC = run(block, self.recompute, image_QC, packing, packing.keys_B11T)
+        return Memory(image.mask_BT, packing.pad(image_QC))
 
     def forward(self, text: Encoded, memory: Memory, attention: AttentionPolicy = "bidirectional") -> Fused:
         """Row i with row i."""
@@ -109,18 +112,18 @@ class CoAttention(nn.Module):
             raise ValueError(f"`attention` (={attention}) must be bidirectional for co_attention")
         assert memory.tokens_BND is not None
         text_BLD = text.tokens_BTD if self.types is None else text.tokens_BTD + self.types.weight[0]
-        image_BNC = memory.tokens_BND
-        mask_B11L, mask_B11N = text_mask(text.mask_BT, causal=False), memory.mask_BN[:, None, None]
+        texts, images = Packing.of(text.mask_BT), Packing.of(memory.mask_BN)
+        text_PD, image_QC = texts.pack(text_BLD), images.pack(memory.tokens_BND)
         alone = [(kind, block) for kind, block in self._alone() if kind == "text"]
         for kind, block in chain(alone, self._together()):
             match kind:
                 case "text":
-                    text_BLD = run(block, self.recompute, text_BLD, mask_B11L)
+                    text_PD = run(block, self.recompute, text_PD, texts, texts.keys_B11T)
                 case "image":
-                    image_BNC = run(block, self.recompute, image_BNC, mask_B11N)
+                    image_QC = run(block, self.recompute, image_QC, images, images.keys_B11T)
                 case "cross":
-                    text_BLD, image_BNC = run(block, self.recompute, text_BLD, image_BNC, mask_B11L, mask_B11N)
-        text_BLD, image_BNC = self.text_norm(text_BLD), self.image_norm(image_BNC)
+                    text_PD, image_QC = run(block, self.recompute, text_PD, image_QC, texts, images)
+        text_BLD, image_BNC = texts.pad(self.text_norm(text_PD)), images.pad(self.image_norm(image_QC))
         return Fused(text_BLD, image_BNC, self.pooler(text_BLD, image_BNC))
 
     def _alone(self) -> list[tuple[str, nn.Module]]:

@@ -36,9 +36,9 @@ class RegionConfig(Section):
     `features` is F; `box` which numbers say where a region is (see `pretrain.models.regions.encode_boxes`); `combine`
     how the two meet: one linear layer over both (`concatenate`), or the `sum` or `mean` of one each. `layers` 2 puts a
     ReLU network over the features, `relu` a ReLU behind what they became. `norm_parts` and `norm` put a LayerNorm on
-    each part and on the result. `classes` appends the detector's distribution over so many classes to the box. `hidden`
-    is what a hidden region becomes: zeros, or a learned vector in place of the feature. `whole_image` puts the mean
-    feature with a full box before the regions.
+    each part and on the result; `norm` `text` is the one that the words have (VisualBERT). `classes` appends the
+    detector's distribution over so many classes to the box. `hidden` is what a hidden region becomes: zeros, or a
+    learned vector in place of the feature. `whole_image` puts the mean feature with a full box before the regions.
     """
 
     features: int = Field(2048, ge=1)
@@ -48,7 +48,7 @@ class RegionConfig(Section):
     layers: Literal[1, 2] = 1
     relu: bool = False
     norm_parts: bool = False
-    norm: bool = True
+    norm: bool | Literal["text"] = True
     type_vector: bool = False
     eps: float = Field(1e-12, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -192,7 +192,8 @@ class ModelConfig(Section):
     """trunk x visual embedder x text embedder.
 
     `embedding_dim` is the size of the shared space that both sides are projected to, null for none; `projection_bias`
-    false leaves out the biases there (CLIP). `text_head` null projects texts by a linear map.
+    false leaves out the biases there (CLIP). `image_projection` false takes the image's own vector, which then
+    must have that size (ALIGN). `text_head` null projects texts by a linear map.
     """
 
     image_size: int = Field(224, ge=16)
@@ -202,3 +203,4 @@ class ModelConfig(Section):
     embedding_dim: int | None = Field(256, ge=8)
     projection_bias: bool = True
     text_head: TextHeadConfig | None = None
+    image_projection: bool = True

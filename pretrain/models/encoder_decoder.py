@@ -1,6 +1,7 @@
 """The trunk `encoder_decoder`: an encoder reads the image and what is given of the text, a decoder writes the text.
 
-SimVLM (arXiv:2108.10904). Shapes: B pairs, L text tokens, N image tokens, T = L + N, D width.
+SimVLM (arXiv:2108.10904). Shapes: B pairs, L text tokens, N image tokens, T = L + N, P text tokens that are there, Q
+tokens that the encoder reads, D width.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pretrain.models.blocks import CrossBlock, SelfBlock, initialize, run
 from pretrain.models.config import FusionConfig
 from pretrain.models.interface import Attention, Encoded, Fused, Memory
 from pretrain.models.masks import text_mask
+from pretrain.models.packing import Packing
 from pretrain.models.pooler import PairPooler
 from shards.errors import UserError
 
@@ -51,16 +53,16 @@ class EncoderDecoder(nn.Module):
         given_BL = _given(text, attention)
         assert memory.tokens_BND is not None
         texts = text.tokens_BTD.shape[1]
-        x_BTD = torch.cat([text.tokens_BTD, memory.tokens_BND], 1)
-        mask_B11T = torch.cat([given_BL, memory.mask_BN], 1)[:, None, None]
+        read, written = Packing.of(torch.cat([given_BL, memory.mask_BN], 1)), Packing.of(text.mask_BT)
+        x_QD = read.pack(torch.cat([text.tokens_BTD, memory.tokens_BND], 1))
         for block in self.encoder:
-            x_BTD = run(block, self.recompute, x_BTD, mask_B11T)
-        x_BTD = self.encoder_norm(x_BTD)
-        text_BLD, mask_B1LL = text.tokens_BTD, text_mask(text.mask_BT, causal=True)
+            x_QD = run(block, self.recompute, x_QD, read, read.keys_B11T)
+        x_QD = self.encoder_norm(x_QD)
+        text_PD, mask_B1LL = written.pack(text.tokens_BTD), text_mask(written, causal=True)
         for block in self.decoder:
-            keys_and_values = block.cross_attention.keys_and_values(x_BTD)
-            text_BLD = run(block, self.recompute, text_BLD, mask_B1LL, keys_and_values, mask_B11T)
-        text_BLD, image_BND = self.decoder_norm(text_BLD), x_BTD[:, texts:]
+            keys_and_values = block.cross_attention.keys_and_values(x_QD, read)
+            text_PD = run(block, self.recompute, text_PD, written, mask_B1LL, keys_and_values, read.keys_B11T)
+        text_BLD, image_BND = written.pad(self.decoder_norm(text_PD)), read.pad(x_QD)[:, texts:]
         return Fused(text_BLD, image_BND, self.pooler(text_BLD, image_BND))
 
 

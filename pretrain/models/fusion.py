@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from pretrain.models.blocks import CrossBlock, run
 from pretrain.models.config import FusionConfig
 from pretrain.models.interface import Attention, Encoded, Fused, Memory
-from pretrain.models.masks import text_mask
+from pretrain.models.masks import keep_first, text_mask, unless_all
+from pretrain.models.packing import Narrow, Packing
 from pretrain.models.pooler import PairPooler
 
 
@@ -26,15 +27,18 @@ class TextQueriesImage(nn.Module):
 
     def remember(self, image: Encoded) -> Memory:
         """The keys and values of all layers: they depend on the image alone, so each image pays for them once."""
-        layers = [block.cross_attention.keys_and_values(image.tokens_BTD) for block in self.blocks]
+        packing = Packing.of(image.mask_BT)
+        image_QC = packing.pack(image.tokens_BTD)
+        layers = [block.cross_attention.keys_and_values(image_QC, packing) for block in self.blocks]
         return Memory(image.mask_BT, layers=layers)
 
     def read(self, tokens_BLD: Tensor, mask_BL: Tensor, causal: bool) -> Tensor:
         """The text alone, float [B, L, D]: every layer without its cross-attention."""
-        mask_B1LL = text_mask(mask_BL, causal)
+        packing = Packing.of(mask_BL)
+        x_PD, mask_B1LL = packing.pack(tokens_BLD), text_mask(packing, causal)
         for block in self.blocks:
-            tokens_BLD = run(block, self.recompute, tokens_BLD, mask_B1LL)
-        return self.final_norm(tokens_BLD)
+            x_PD = run(block, self.recompute, x_PD, packing, mask_B1LL)
+        return packing.pad(self.final_norm(x_PD))
 
     def forward(self, text: Encoded, memory: Memory, attention: Attention = "bidirectional") -> Fused:
         """Row i with row i.
@@ -44,9 +48,14 @@ class TextQueriesImage(nn.Module):
         """
         if attention not in ("bidirectional", "causal"):
             raise ValueError(f"`attention` (={attention}) must be bidirectional or causal for text_queries_image")
-        mask_B1LL = text_mask(text.mask_BT, causal=attention == "causal")
-        x_BLD = text.tokens_BTD
+        packing = Packing.of(text.mask_BT)
+        mask_B1LL, mask_B11N = text_mask(packing, attention == "causal"), unless_all(memory.mask_BN)
+        x_PD = packing.pack(text.tokens_BTD)
+        narrow = None
+        if text.read_BT is not None and attention == "bidirectional":
+            narrow = Narrow.of(packing, keep_first(text.read_BT))
         for block, keys_and_values in zip(self.blocks, memory.layers, strict=True):
-            x_BLD = run(block, self.recompute, x_BLD, mask_B1LL, keys_and_values, memory.mask_BN[:, None, None, :])
-        text_BLD = self.final_norm(x_BLD)
+            last = narrow if block is self.blocks[-1] else None
+            x_PD = run(block, self.recompute, x_PD, packing, mask_B1LL, keys_and_values, mask_B11N, last)
+        text_BLD = (packing if narrow is None else narrow.kept).pad(self.final_norm(x_PD))
         return Fused(text_BLD, None, self.pooler(text_BLD, None))

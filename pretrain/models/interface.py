@@ -72,12 +72,15 @@ class Encoded(Rows):
         shared_BE: float [B, E], L2-normalised, comparable across modalities by dot product; None where the model has
             no shared space.
         prefix_BT: As in `TextInput`.
+        read_BT: bool [B, T], of a text, the tokens that will be read once they are fused, beside the first, which
+            stands for the pair; of the image then none will. None is all of both.
     """
 
     tokens_BTD: Tensor
     mask_BT: Tensor
     shared_BE: Tensor | None = None
     prefix_BT: Tensor | None = None
+    read_BT: Tensor | None = None
 
     @property
     def embedding_BE(self) -> Tensor:
@@ -89,9 +92,9 @@ class Encoded(Rows):
     def padded(self, length: int) -> "Encoded":
         """With places without a token up to `length`."""
         missing = length - self.mask_BT.shape[1]
-        prefix_BT = None if self.prefix_BT is None else F.pad(self.prefix_BT, (0, missing))
+        prefix_BT, read_BT = (None if x is None else F.pad(x, (0, missing)) for x in (self.prefix_BT, self.read_BT))
         tokens_BTD = F.pad(self.tokens_BTD, (0, 0, 0, missing))
-        return Encoded(tokens_BTD, F.pad(self.mask_BT, (0, missing)), self.shared_BE, prefix_BT)
+        return Encoded(tokens_BTD, F.pad(self.mask_BT, (0, missing)), self.shared_BE, prefix_BT, read_BT)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Memory(Rows):
 
 @dataclass(frozen=True)
 class Fused(Rows):
-    """Pairs of a text and an image.
+    """Pairs of a text and an image. Tokens that are not there, or that nobody was to read, may be zero.
 
     Attributes:
         text_BLD: float [B, L, D].

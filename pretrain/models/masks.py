@@ -7,13 +7,26 @@ import torch
 from torch import Tensor
 
 from pretrain.models.interface import Attention
+from pretrain.models.packing import Packing
 
 
-def text_mask(mask_BL: Tensor, causal: bool) -> Tensor:
-    """bool [B, 1, 1 or L, L], True where a text token may look at another."""
-    mask_B11L = mask_BL[:, None, None, :]
-    length = mask_BL.shape[1]
-    return mask_B11L & mask_BL.new_ones(length, length).tril() if causal else mask_B11L
+def unless_all(mask_BS: Tensor) -> Tensor | None:
+    """What queries may look at, bool [B, 1, 1, S]; None, which attention is fastest with, where that is everything."""
+    return None if mask_BS.all() else mask_BS[:, None, None]  # host sync here
+
+
+def keep_first(mask_BT: Tensor) -> Tensor:
+    """With the first place of each item too."""
+    first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
+    return mask_BT | first_T
+
+
+def text_mask(packing: Packing, causal: bool) -> Tensor | None:
+    """bool [B, 1, 1 or L, L], True where a text token may look at another; None where all may look at all."""
+    if not causal:
+        return packing.keys_B11T
+    length = packing.places
+    return packing.mask_BT[:, None, None] & packing.mask_BT.new_ones(length, length).tril()
 
 
 def joint_mask(text_BL: Tensor, image_BN: Tensor, attention: Attention, prefix_BL: Tensor | None = None) -> Tensor:

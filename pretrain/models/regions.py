@@ -44,11 +44,15 @@ class RegionEmbedder(nn.Module):
         parts = (1 if self.place is None else 2) if config.norm_parts else 0
         self.part_norms = nn.ModuleList(nn.LayerNorm(config.width, config.eps) for _ in range(parts))
         self.type_vector = nn.Parameter(torch.zeros(config.width)) if config.type_vector else None
-        self.norm = nn.LayerNorm(config.width, config.eps) if config.norm else nn.Identity()
+        self.norm: nn.Module = nn.LayerNorm(config.width, config.eps) if config.norm else nn.Identity()
         self.relu = nn.ReLU() if config.relu else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
         self.mask_vector = nn.Parameter(torch.zeros(config.features)) if config.hidden == "learned" else None
         initialize(self)
+
+    def share_norm(self, norm: nn.Module) -> None:
+        """From now on the result goes through a LayerNorm that words have too."""
+        self.norm = norm
 
     def forward(self, image: ImageInput) -> ImageTokens:
         """Tokens float [B, N, D]; the pooled vector is the first token, or the mean of the regions."""

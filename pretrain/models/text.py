@@ -1,6 +1,6 @@
 """Text encoders of transformers (BERT, arXiv:1810.04805; RoBERTa; CLIP's), random or from a folder of weights.
 
-Shapes: B texts, L tokens, D width.
+Shapes: B texts, L tokens, P tokens that are there, D width.
 """
 
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -19,11 +20,13 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from pretrain.models.config import TextConfig, TextKind
 from pretrain.models.interface import TextInput
 from pretrain.models.masks import text_mask
+from pretrain.models.packing import Packing
 from pretrain.models.tokens import masked_mean
 from pretrain.places import locate
 from shards.errors import UserError, nearest
@@ -62,6 +65,13 @@ class TextEncoder(nn.Module):
         """The input embedding, float [V, D], which the masked-language head shares."""
         return self.bert.get_input_embeddings().weight
 
+    @property
+    def embedding_norm(self) -> nn.Module:
+        """The LayerNorm behind the embeddings of words; CLIP's texts have none."""
+        if self.kind == "clip":
+            raise UserError("`model.vision.region.norm` (=text) needs `model.text.kind` bert or roberta, not clip")
+        return self.bert.embeddings.LayerNorm
+
     def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens float [B, L, D] and pooled float [B, D]. CLIP's tokens see only what stands before them anyway."""
         tokens_BLD = self.project(self._tokens(text, causal))
@@ -75,11 +85,44 @@ class TextEncoder(nn.Module):
                 return tokens_BLD, masked_mean(tokens_BLD, text.mask_BL)
 
     def _tokens(self, text: TextInput, causal: bool) -> Tensor:
-        mask = text.mask_BL
+        """transformers' layers over packed tokens; zeros where there is no token."""
+        packing = Packing.of(text.mask_BL)
+        place_L = torch.arange(packing.places, device=text.ids_BL.device)
+        ids_1P, place_1P = (packing.choose(x)[None] for x in (text.ids_BL, place_L.expand(packing.items, -1)))
+        mask_B1LL = text_mask(packing, causal or self.kind == "clip")
         if self.kind == "clip":
-            return self.bert(input_ids=text.ids_BL, attention_mask=mask).last_hidden_state
-        mask = text_mask(mask, causal) if causal else mask
-        return self.bert(text.ids_BL, attention_mask=mask, token_type_ids=text.segments_BL).last_hidden_state
+            embeddings, layers = self.bert.embeddings, self.bert.encoder.layers
+            x_1PD = embeddings.token_embedding(ids_1P) + embeddings.position_embedding(place_1P)
+        else:
+            layers = self.bert.encoder.layer
+            segments_1P = None if text.segments_BL is None else packing.choose(text.segments_BL)[None]
+            place_1P = place_1P + KINDS[self.kind].unused_positions
+            x_1PD = self.bert.embeddings(ids_1P, token_type_ids=segments_1P, position_ids=place_1P)
+        for layer in layers:
+            x_1PD = layer(x_1PD, mask_B1LL, packing=packing)
+        return packing.pad((self.bert.final_layer_norm(x_1PD) if self.kind == "clip" else x_1PD)[0])
+
+
+def attend_packed(
+    layer: nn.Module,
+    query_1HPd: Tensor,
+    key_1HPd: Tensor,
+    value_1HPd: Tensor,
+    mask_B1LL: Tensor | None,
+    *,
+    packing: Packing,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What transformers' layers call for their attention, with tokens packed by `packing`; float [1, P, H, d]."""
+    q, k, v = (packing.pad(x[0].transpose(0, 1)).transpose(1, 2) for x in (query_1HPd, key_1HPd, value_1HPd))
+    mixed_BHLd = F.scaled_dot_product_attention(q, k, v, mask_B1LL, dropout, scale=scaling)
+    return packing.pack(mixed_BHLd.transpose(1, 2))[None], None
+
+
+PACKED = "duostream_packed"
+ALL_ATTENTION_FUNCTIONS.register(PACKED, attend_packed)
 
 
 SHAPE = (
@@ -116,7 +159,7 @@ def _create(config: TextConfig, vocabulary: int) -> Any:
     _check_names(config.options, kind)
     options = _published_options(folder, kind) | config.options if folder else config.options
     try:
-        shape = kind.config(**{"vocab_size": vocabulary, **options}, attn_implementation="sdpa")
+        shape = kind.config(**{"vocab_size": vocabulary, **options}, attn_implementation=PACKED)
         model = kind.model(shape, **kind.extra) if folder is None else _from_folder(folder, shape, kind)
     except UserError:
         raise

@@ -8,6 +8,7 @@ from torch import nn
 from pretrain.models.blocks import SelfBlock, initialize
 from pretrain.models.config import BlocksConfig, VisionConfig
 from pretrain.models.interface import ImageInput
+from pretrain.models.packing import Packing
 from pretrain.models.patches import PatchEmbedder
 from pretrain.models.regions import RegionEmbedder
 from pretrain.models.tokens import ImageTokens, masked_mean
@@ -42,11 +43,17 @@ class ImageTower(nn.Module):
         self.final_norm = nn.LayerNorm(self.width, blocks.eps) if depth and blocks.norm == "pre" else nn.Identity()
         initialize(self.blocks)
 
+    def share_norm(self, norm: nn.Module) -> None:
+        assert isinstance(self.embedder, RegionEmbedder)
+        self.embedder.share_norm(norm)
+
     def forward(self, image: ImageInput) -> ImageTokens:
         tokens_BND, mask_BN, pooled_BP = self.embedder(image)
+        packing = Packing.of(mask_BN)
+        x_PD = packing.pack(tokens_BND)
         for block in self.blocks:
-            tokens_BND = block(tokens_BND, mask_BN[:, None, None, :])
-        tokens_BND = self.final_norm(tokens_BND)
+            x_PD = block(x_PD, packing, packing.keys_B11T)
+        tokens_BND = packing.pad(self.final_norm(x_PD))
         match self.pooling:
             case "own":
                 return ImageTokens(tokens_BND, mask_BN, pooled_BP)

@@ -11,13 +11,14 @@ from pretrain.objectives.boxes import box_loss
 from pretrain.objectives.config import BoxConfig
 from pretrain.objectives.mrm import present
 from pretrain.objectives.objective import Objective
-from pretrain.objectives.views import Views
+from pretrain.objectives.views import Look, Views
 
 
 class Box(Objective):
     """Owns two layers that end in centre, width and height as shares of the image."""
 
     reads = ("fused_phrase",)
+    look = Look.PAIR
 
     def __init__(self, config: BoxConfig, shape: ModelShape) -> None:
         super().__init__()

@@ -61,17 +61,48 @@ class BankConfig(ObjectiveConfig):
     text_to_image: float = Field(0.5, ge=0)
 
 
+class RankingConfig(Section):
+    """The true pair against false ones, all judged by the matching head's row for a match.
+
+    Each pair meets `texts` wrong texts and `images` wrong images of the global batch, drawn evenly and without
+    repetition, and `similar` texts of images that look alike (ViLBERT's hard captions). With `mined_from` as many are
+    scored without gradient first, and the hardest of them kept (UNITER). `margin` is of `margin` and `circle`, `scale`
+    of `circle`. `binary` is the weight of yes or no beside it (ViLT).
+    """
+
+    loss: Literal["softmax", "margin", "circle"] = "softmax"
+    texts: int = Field(15, ge=0)
+    images: int = Field(0, ge=0)
+    similar: int = Field(0, ge=0)
+    mined_from: int | None = Field(None, ge=1)
+    margin: float = Field(0.2, ge=0, le=1)
+    scale: float = Field(32.0, gt=0)
+    binary: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _meets_something(self) -> Self:
+        if not self.texts + self.images + self.similar:
+            raise ValueError("`objectives.itm.ranking` must draw at least one of `texts`, `images` and `similar`")
+        if self.mined_from is not None and self.mined_from < max(self.texts, self.images):
+            raise ValueError(
+                f"`objectives.itm.ranking.mined_from` (={self.mined_from}) must be at least `texts` (={self.texts}) "
+                f"and `images` (={self.images}), which are kept of it"
+            )
+        return self
+
+
 class ITMConfig(ObjectiveConfig):
     """Image-text matching.
 
-    `negatives`: each pair meets a wrong text and a wrong image, `hard` ones by the similarity of contrast (ALBEF,
-    arXiv:2107.07651) or `random` ones; or its text is replaced with probability one half (`swap`, as in ViLBERT). They
-    come from the `global` batch, or from the rank's own part (`local`: no gathering, but the result depends on the
-    number of ranks).
+    `ranking` trains the choice of the true pair among several, in place of yes or no for each. Without it: `negatives`:
+    each pair meets a wrong text and a wrong image, `hard` ones by the similarity of contrast (ALBEF, arXiv:2107.07651)
+    or `random` ones; or its text is replaced with probability one half (`swap`, as in ViLBERT). They come from the
+    `global` batch, or from the rank's own part (`local`: no gathering, but the result depends on the number of ranks).
     """
 
     negatives: Literal["hard", "random", "swap"] = "hard"
     pool: Literal["global", "local"] = "global"
+    ranking: RankingConfig | None = None
 
     @model_validator(mode="after")
     def _swap_is_global(self) -> Self:
@@ -80,12 +111,21 @@ class ITMConfig(ObjectiveConfig):
         return self
 
 
+class TripletConfig(ObjectiveConfig):
+    """The hinge of VSE++ (arXiv:1707.05612) on cosines: of the `hardest` wrong item of the batch, or of all."""
+
+    margin: float = Field(0.2, gt=0, le=2)
+    hardest: bool = True
+
+
 class MLMConfig(ObjectiveConfig):
     """Masked language modelling on the fused features (BERT, arXiv:1810.04805: 80 % mask, 10 % random, 10 % kept).
 
     `unit` is what is hidden together: single tokens, whole words (ViLT) or spans of words (SpanBERT).
     `second_probability` is the chance of tokens of the second segment (tags), null for `probability`. `image` `masked`
-    hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers.
+    hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers. `tied` false
+    predicts with a matrix other than the words' embedding (ViLT, METER). `eps` is of the head's LayerNorm, null for the
+    trunk's.
     """
 
     probability: float = Field(0.15, gt=0, lt=1)
@@ -93,6 +133,8 @@ class MLMConfig(ObjectiveConfig):
     unit: Unit = "token"
     image: Literal["clean", "masked"] = "clean"
     targets: Literal["hard", "distilled"] = "hard"
+    tied: bool = True
+    eps: float | None = Field(None, gt=0)
 
 
 class Seq2SeqConfig(ObjectiveConfig):
@@ -144,16 +186,19 @@ class PollutionConfig(ObjectiveConfig):
     """Is the text of this image? Texts are polluted with those of other images when the batch is made.
 
     `second` replaces the second segment with probability `probability`: tags (OSCAR, arXiv:2004.06165) or a second
-    caption (VisualBERT, arXiv:1908.03557). `three_way` replaces the caption or the tags, half of the time each (VinVL,
-    arXiv:2101.00529).
+    caption (VisualBERT, arXiv:1908.03557). `caption` replaces the caption and leaves the image its own tags (OSCAR's
+    fine-tuning). `three_way` replaces the caption or the tags, half of the time each (VinVL, arXiv:2101.00529). `text`
+    is what is judged: the `clean` text, or the `masked` one, in the forward that predicts its words too, as those
+    systems do.
     """
 
-    kind: Literal["second", "three_way"] = "second"
+    kind: Literal["second", "caption", "three_way"] = "second"
     probability: float = Field(0.5, gt=0, lt=1)
+    text: Literal["clean", "masked"] = "clean"
 
     @property
     def classes(self) -> int:
-        return 2 if self.kind == "second" else 3
+        return 3 if self.kind == "three_way" else 2
 
 
 class BoxConfig(ObjectiveConfig):
@@ -183,6 +228,7 @@ class ObjectivesConfig(Section):
     momentum: MomentumConfig | None = None
     itc: ITCConfig | None = None
     bank: BankConfig | None = None
+    triplet: TripletConfig | None = None
     itm: ITMConfig | None = None
     mlm: MLMConfig | None = None
     seq2seq: Seq2SeqConfig | None = None

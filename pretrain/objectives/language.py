@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.distributed import global_mean
+from pretrain.models.blocks import initialize
 from pretrain.models.interface import ModelShape
 from pretrain.objectives.objective import Objective
 from pretrain.precision import in_full_precision
@@ -27,14 +28,19 @@ def distilled_word_loss(logits_MV: Tensor, labels_M: Tensor, teacher_MV: Tensor,
 
 
 class LanguageHead(Objective):
-    """BERT's prediction head (arXiv:1810.04805); its output matrix is the text side's input embedding."""
+    """BERT's prediction head (arXiv:1810.04805); its output matrix is the text side's input embedding where `tied`."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, tied: bool = True, eps: float | None = None) -> None:
         super().__init__()
         width = shape.width
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, shape.eps))
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps or shape.eps))
         self.bias = nn.Parameter(torch.zeros(shape.vocabulary))
+        self.tied = tied
+        self.decoder = None if tied else nn.Linear(width, shape.vocabulary, bias=False)
+        if self.decoder is not None:
+            initialize(self.decoder)
 
     def logits(self, features_MD: Tensor, word_embedding_VD: Tensor) -> Tensor:
         """float [M, V]."""
-        return F.linear(self.transform(features_MD), word_embedding_VD, self.bias)
+        matrix_VD = word_embedding_VD if self.decoder is None else self.decoder.weight
+        return F.linear(self.transform(features_MD), matrix_VD, self.bias)

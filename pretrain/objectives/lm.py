@@ -7,6 +7,7 @@ Shapes: B pairs on this rank, L text tokens, M predicted tokens.
 from torch import Tensor
 
 from pretrain.models.interface import ModelShape
+from pretrain.models.packing import at
 from pretrain.objectives.config import LMConfig
 from pretrain.objectives.language import LanguageHead, word_loss
 from pretrain.objectives.views import Views
@@ -27,6 +28,6 @@ class LM(LanguageHead):
         predicted_BL[:, 0] = False  # nothing stands before it
         if self.config.attention == "prefix":
             predicted_BL &= ~views.prefix_BL
-        features_MD = getattr(views, view).text_BLD[:, :-1][predicted_BL[:, 1:]]
+        features_MD = at(getattr(views, view).text_BLD[:, :-1], predicted_BL[:, 1:])
         logits_MV = self.logits(features_MD, views.model.word_embedding_VD)
         return word_loss(logits_MV, batch.token_ids_BL[predicted_BL], label_smoothing=self.config.label_smoothing)

@@ -10,16 +10,19 @@ from torch import Tensor
 
 from pretrain.data.masking import IGNORE
 from pretrain.models.interface import ModelShape
+from pretrain.models.packing import at
 from pretrain.objectives.config import MLMConfig, Seq2SeqConfig
 from pretrain.objectives.language import LanguageHead, distilled_word_loss, word_loss
-from pretrain.objectives.views import Views
+from pretrain.objectives.views import Look, Views
 
 
 class MLM(LanguageHead):
     """Hidden words from both sides of the text and from the image."""
 
+    look = Look.HIDDEN_WORDS
+
     def __init__(self, config: MLMConfig, shape: ModelShape) -> None:
-        super().__init__(shape)
+        super().__init__(shape, config.tied, config.eps)
         self.config = config
         self.follows = config.targets == "distilled"
         self.reads = ("fused_masked_both" if config.image == "masked" else "fused_masked_text",)
@@ -28,7 +31,7 @@ class MLM(LanguageHead):
         """Logits of the masked tokens, float [M, V]."""
         [view] = self.reads
         hidden_BL = views.batch.masked_labels_BL != IGNORE
-        return self.logits(getattr(views, view).text_BLD[hidden_BL], views.model.word_embedding_VD)
+        return self.logits(at(getattr(views, view).text_BLD, hidden_BL), views.model.word_embedding_VD)
 
     def forward(self, views: Views) -> Tensor:
         labels_BL = views.batch.masked_labels_BL
@@ -54,5 +57,5 @@ class Seq2Seq(LanguageHead):
     def forward(self, views: Views) -> Tensor:
         labels_BL = views.batch.masked_labels_BL
         hidden_BL = labels_BL != IGNORE
-        logits_MV = self.logits(views.fused_seq2seq.text_BLD[hidden_BL], views.model.word_embedding_VD)
+        logits_MV = self.logits(at(views.fused_seq2seq.text_BLD, hidden_BL), views.model.word_embedding_VD)
         return word_loss(logits_MV, labels_BL[hidden_BL])

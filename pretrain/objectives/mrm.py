@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from pretrain.models.interface import ModelShape
+from pretrain.models.packing import at
 from pretrain.objectives.config import MRAConfig, MRCConfig, MRFConfig
 from pretrain.objectives.objective import Objective
 from pretrain.objectives.regions import attribute_loss, distribution_loss, feature_regression, label_loss
@@ -39,7 +40,7 @@ class RegionHead(Objective):
         """float [M, outputs]."""
         [view] = self.reads
         image_BND = present(getattr(views, view).image_BND)
-        return self.output(self.transform(image_BND[:, self.prefix :][hidden(views)]))
+        return self.output(self.transform(at(image_BND[:, self.prefix :], hidden(views))))
 
 
 class MRF(RegionHead):

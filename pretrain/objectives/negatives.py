@@ -40,6 +40,41 @@ def draw_negatives(similarity_BG: Tensor, allowed_BG: Tensor, draw_B: Tensor) ->
     return drawn_B.clamp(max=similarity_BG.shape[1] - 1)
 
 
+def draw_several(logits_BG: Tensor, allowed_BG: Tensor, draw_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Draws columns without repetition, by Gumbel's top k (arXiv:1903.06059).
+
+    Args:
+        logits_BG: float [B, G]; all equal draws evenly.
+        allowed_BG: bool [B, G].
+        draw_B: float64 [B], uniform in [0, 1): the whole randomness.
+
+    Returns:
+        int64 [B, K] and whether each is allowed, bool [B, K]; K is `count`, or G where that is less.
+    """
+    uniform_BG = _uniform(draw_B, logits_BG.shape[1])
+    keys_BG = (logits_BG.double() - (-uniform_BG.log()).log()).masked_fill(~allowed_BG, -torch.inf)
+    index_BK = keys_BG.topk(min(count, keys_BG.shape[1]), 1).indices
+    return index_BK, allowed_BG.gather(1, index_BK)
+
+
+def _uniform(draw_B: Tensor, columns: int) -> Tensor:
+    """Numbers in (0, 1) that depend on the row's draw and the column alone, float64 [B, columns] (splitmix64)."""
+    step = torch.arange(1, columns + 1, device=draw_B.device) * _signed(0x9E3779B97F4A7C15)
+    bits = (draw_B * 2**53).long()[:, None] + step
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ _shifted(bits, shift)) * _signed(factor)
+    return (_shifted(bits ^ _shifted(bits, 31), 11).double() + 0.5) / 2**53
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shifted(bits: Tensor, places: int) -> Tensor:
+    """A shift to the right that brings in zeros."""
+    return (bits >> places) & (2 ** (64 - places) - 1)
+
+
 def swap_texts(batch: Batch) -> Swap:
     """Replaces each text with probability one half by one of another group.
 

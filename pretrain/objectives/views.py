@@ -7,8 +7,9 @@ forward.
 Shapes: B pairs on this rank, L text tokens, N image tokens, D width.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cached_property, partial
 from typing import Generic, TypeVar
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.batch import Batch, Draw
+from pretrain.data.masking import IGNORE
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, TextInput, VisionLanguageModel
 from pretrain.objectives.negatives import Swap, gather_encoded, swap_texts
 from pretrain.rows import Rows
@@ -36,6 +38,17 @@ FUSED: dict[str, tuple[str, str, Attention]] = {
 """What each fused view is made of: a text, an image, and who sees whom."""
 DERIVED = {"prefix_text": "text", "swapped_text": "text"}
 """Texts that are another text seen differently, without an encoding of their own."""
+
+
+class Look(IntEnum):
+    """How much of a fused view is read; each includes those before it."""
+
+    PAIR = 0
+    """The vector that stands for the pair."""
+    HIDDEN_WORDS = 1
+    """The tokens that masked language modelling predicts (`Batch.masked_labels_BL`)."""
+    ALL = 2
+
 
 In = TypeVar("In")
 Out = TypeVar("Out", bound=Rows)
@@ -62,12 +75,18 @@ class Views:
     Args:
         reads: The views that the objectives of this step will read: names of properties of this class.
         teacher: Where objectives follow momentum towers.
+        looks: How much will be read of fused views; all of those that it does not name.
     """
 
     def __init__(
-        self, model: VisionLanguageModel, batch: Batch, reads: Collection[str], teacher: Teacher | None = None
+        self,
+        model: VisionLanguageModel,
+        batch: Batch,
+        reads: Collection[str],
+        teacher: Teacher | None = None,
+        looks: Mapping[str, Look] | None = None,
     ) -> None:
-        self.model, self.batch, self._teacher = model, batch, teacher
+        self.model, self.batch, self._teacher, self._looks = model, batch, teacher, looks or {}
         sides = {side for name in reads if name in FUSED for side in FUSED[name][:2]}
         wanted = {*reads, *sides} | {DERIVED[name] for name in {*reads, *sides} & DERIVED.keys()}
         self._texts = _Together([n for n in TEXTS if n in wanted], self._text_input, self._encode_texts)
@@ -195,7 +214,17 @@ class Views:
 
     def _pair(self, name: str) -> tuple[Encoded, Memory]:
         text, image, _ = FUSED[name]
-        return getattr(self, text), self._memories[image]
+        return replace(getattr(self, text), read_BT=self._read(name, text)), self._memories[image]
+
+    def _read(self, name: str, text: str) -> Tensor | None:
+        """bool [B, L], the text tokens of a fused view that will be read; None for everything."""
+        match self._looks.get(name, Look.ALL):
+            case Look.PAIR:
+                return torch.zeros_like(getattr(self, text).mask_BT)
+            case Look.HIDDEN_WORDS:
+                return self.batch.masked_labels_BL != IGNORE
+            case _:
+                return None
 
     def _text_input(self, name: str) -> TextInput:
         batch = self.batch
@@ -230,6 +259,8 @@ class Views:
 
     def _fuse(self, attention: Attention, pairs: Sequence[tuple[Encoded, Memory]]) -> Fused:
         texts, memories = (list(side) for side in zip(*pairs, strict=True))
+        if any(text.read_BT is None for text in texts):  # one forward for all of them
+            texts = [replace(text, read_BT=None) for text in texts]
         return self.model.fuse(Encoded.concatenate(texts), Memory.concatenate(memories), attention)
 
 

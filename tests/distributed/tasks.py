@@ -40,6 +40,10 @@ TASKS = {
             "mra": {"classes": CLASSES},
         }
     ),
+    "vilt, 4-way": tiny_config(objectives={"itm": {"ranking": {"texts": 3}}}),
+    "vilbert, 4-way": tiny_joint({"itm": {"ranking": {"texts": 1, "images": 1, "similar": 1}}}),
+    "uniter, mined": tiny_joint({"itm": {"ranking": {"loss": "margin", "texts": 2, "images": 2, "mined_from": 5}}}),
+    "vse++": tiny_config(objectives={"triplet": {}, "itm": {"ranking": {"loss": "circle", "texts": 4, "images": 2}}}),
     "unified-vlp": tiny_joint({"mlm": {}, "seq2seq": {}, "lm": {"attention": "prefix"}}),
     "vinvl": tiny_joint({"mlm": {}, "pollution": {"kind": "three_way"}, "box": {}, "mrc": {"classes": CLASSES}}),
 }

@@ -11,8 +11,9 @@ import torch
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.engine import Engine, NonFinite, start_process_group
+from pretrain.engine import Engine, start_process_group
 from pretrain.settings import load_config
+from pretrain.stepped import NonFinite
 from pretrain.task import Task
 from tests.pretrain.tiny import VOCABULARY, random_batch
 

@@ -16,11 +16,11 @@ from shards.stream import ShardStream
 
 
 def main(file: str, out: str, how: str, number: int, *overrides: str) -> None:
-    make_stream, step = train._stream, Engine.step
+    make_stream, step = train.open_stream, Engine.step
     streams: list[ShardStream[Any]] = []
 
-    def stream_of(config: PretrainConfig, inputs: train.Inputs) -> ShardStream[Any]:
-        streams.append(make_stream(config, inputs))
+    def stream_of(*arguments: Any, **options: Any) -> ShardStream[Any]:
+        streams.append(make_stream(*arguments, **options))
         if how == "spared":
             streams[-1].quarantine(number)
         return streams[-1]
@@ -36,7 +36,7 @@ def main(file: str, out: str, how: str, number: int, *overrides: str) -> None:
             if handle:
                 handle.remove()
 
-    train._stream, Engine.step = stream_of, step_with  # type: ignore[assignment]
+    train.open_stream, Engine.step = stream_of, step_with  # type: ignore[assignment]
     for zero in range(4):
         config = load_config(PretrainConfig, file, [f"run.out={out}/zero-{zero}", f"engine.zero={zero}", *overrides])
         train.fit(config)

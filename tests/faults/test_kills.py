@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint import find_checkpoint, load_checkpoint
+from pretrain.stop import RESTART
 from tests.faults.test_signals import start
 from tests.pretrain.conftest import Corpus
 from tests.pretrain.runs import logged, weights
@@ -67,7 +68,11 @@ def killed(corpus: Corpus, run: Path, victims: list[int], reached: Callable[[], 
         for rank in ranks:
             rank.kill()
     assert [ranks[victim].returncode for victim in victims] == [-signal.SIGKILL] * len(victims), ended
-    assert all(rank.returncode != 0 for rank in ranks), ended
+    for number in set(range(WORLD)) - set(victims):
+        assert ranks[number].returncode == RESTART, ended
+        assert f"error: rank {number} lost its peers after step " in ended[number][1]
+        assert "Traceback" not in ended[number][1]
+        assert "Traceback" in (run / "errors" / f"rank-{number:05d}.txt").read_text()
 
 
 def test_killed_at_a_step_and_while_saving(undisturbed, corpus, tmp_path):

@@ -8,6 +8,7 @@ from finetune.evaluate import Options, evaluate
 from finetune.facts import Labels
 from finetune.ranking import Side, rank
 from finetune.retrieval import RetrievalSet
+from finetune.score import Similarity
 from shards.errors import UserError
 from tests.finetune.corpus import Corpus, checkpoint
 
@@ -46,7 +47,7 @@ def test_confusions_by_hand():
     data = retrieval_set(3, kind=["cat", "dog", "dog"])
     scores = np.array([[1, 2, 9, 3, 4, 5], [0, 0, 9, 0, 0, 0], [0, 0, 7, 0, 1, 2]], np.float32)
     fold = data.folds(1)[0]
-    i2t, t2i = rank(Fixed(scores), scores, [Side(fold, True), Side(fold, False)], 0, "itm")
+    i2t, t2i = rank(Fixed(scores), Similarity.both(scores), [Side(fold, True), Side(fold, False)], 0, "itm")
     found = confusions(data, [i2t], groups_of(data, "kind"))
     assert [(c.own, c.found, c.queries, c.of) for c in found] == [("cat", "dog", 1, 1), ("dog", "dog", 1, 2)]
     found = confusions(data, [t2i], groups_of(data, "kind"))
@@ -66,10 +67,10 @@ def test_each_k_is_what_an_evaluation_with_that_k_gives(folds):
     sides = [Side(part, True) for part in parts] + [Side(part, False) for part in parts]
 
     def ranked(k):
-        found = rank(Fixed(logits), cosine, sides, k, "itm")
+        found = rank(Fixed(logits), Similarity.both(cosine), sides, k, "itm")
         return found[:folds], found[folds:]
 
-    points = rerank_curve(cosine, *ranked(25))
+    points = rerank_curve(Similarity.both(cosine), *ranked(25))
     assert [point.k for point in points] == [0, 10, 20, 25]
     for point in points:
         ways = ranked(point.k)
@@ -78,7 +79,7 @@ def test_each_k_is_what_an_evaluation_with_that_k_gives(folds):
         if point.k:
             ceilings = [100 * np.mean([fold.stage.found_Q.mean() for fold in way]) for way in ways]
             assert (point.i2t_ceiling, point.t2i_ceiling) == pytest.approx(tuple(ceilings))
-    assert rerank_curve(cosine, *ranked(0)) == []
+    assert rerank_curve(Similarity.both(cosine), *ranked(0)) == []
 
 
 def test_histogram_against_counting(monkeypatch):

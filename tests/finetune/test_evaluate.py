@@ -67,7 +67,7 @@ def slow(tiny, data):
 )
 def test_scores_against_encoding_every_pair_again(tiny, data, slow, batching):
     scorer = Scorer(tiny, data, batching=batching)
-    cosine = scorer.similarity()
+    cosine = scorer.similarity().by_image_IT
     image, text = (index.ravel() for index in np.indices(cosine.shape))
     order = np.random.default_rng(0).permutation(len(image))[:2000]
     logit = scorer.matching(image[order], text[order])
@@ -80,7 +80,7 @@ def test_scores_against_encoding_every_pair_again(tiny, data, slow, batching):
 def test_the_same_text_has_the_same_score_to_the_last_bit(tiny, data):
     scorer = Scorer(tiny, data, batching=Batching(texts=3, pairs=5))
     shared = [place for place, text in enumerate(data.texts) if text == "the sky over the sky"]
-    cosine = scorer.similarity()[:, shared]
+    cosine = scorer.similarity().by_text_IT[:, shared]
     assert len(shared) == 4
     assert (cosine == cosine[:, :1]).all()
     image, text = (index.ravel() for index in np.meshgrid(np.arange(len(data.keys)), shared, indexing="ij"))

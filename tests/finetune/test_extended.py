@@ -10,6 +10,7 @@ from finetune.extended import GroundTruth, coco_ids, extended, fits, installed, 
 from finetune.precision import first_place, map_at_r, ordered, places, r_precision
 from finetune.ranking import Side, rank
 from finetune.retrieval import RetrievalSet
+from finetune.score import Similarity
 
 
 def test_places_by_hand():
@@ -73,8 +74,8 @@ def test_against_eccv_caption(thousand):
         def matching(self, image, text):
             return matched[image * len(texts) + text]
 
-    i2t, t2i = rank(Matching(), similarity, [Side(fold, True), Side(fold, False)], 16, "itm")
-    ours = extended(thousand, truth, similarity, i2t, t2i)
+    i2t, t2i = rank(Matching(), Similarity.both(similarity), [Side(fold, True), Side(fold, False)], 16, "itm")
+    ours = extended(thousand, truth, Similarity.both(similarity), i2t, t2i)
     known = np.array([place for place, text in enumerate(texts) if text in truth.texts])
     i2t_items = sorted_ids(i2t.ordered(similarity, slice(None))[:, known], images, np.array(texts)[known])
     t2i_items = sorted_ids(t2i.ordered(similarity.T, slice(None)), texts, np.array(images))

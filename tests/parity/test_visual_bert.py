@@ -27,7 +27,7 @@ def visual_bert() -> VisualBertForPreTraining:
 def task() -> Task:
     options = {"hidden_size": 32, "num_hidden_layers": 0, "max_position_embeddings": 12, "hidden_dropout_prob": 0.0}
     model = {
-        "vision": {"region": {"features": 10, "width": 32, "type_vector": True}},
+        "vision": {"region": {"features": 10, "width": 32, "type_vector": True, "norm": "text"}},
         "text": {"options": options | {"num_attention_heads": 4}},
         "fusion": {"trunk": "joint", "depth": 2, "heads": 4, "hidden": 64, "eps": EPS, "pooler": "tanh"},
         "embedding_dim": None,
@@ -73,8 +73,8 @@ def test_both_heads_loss_and_gradients():
     loss.backward()
     assert distance(loss, expected_loss) < 1e-5
     assert worst_gradient(ours, {name: source for name, source in sources.items() if "pooler" not in name}) < 5e-5
-    norms = [ours.model.text.bert.embeddings.LayerNorm, ours.model.vision.norm]  # theirs is one for both modalities
-    shared = theirs.visual_bert.embeddings.LayerNorm
-    assert distance(norms[0].weight.grad + norms[1].weight.grad, shared.weight.grad) < 5e-5
+    norm = ours.model.vision.norm  # one for both modalities, as in theirs
+    assert norm is ours.model.text.bert.embeddings.LayerNorm
+    assert distance(norm.weight.grad, theirs.visual_bert.embeddings.LayerNorm.weight.grad) < 5e-5
     type_grad = theirs.visual_bert.embeddings.visual_token_type_embeddings.weight.grad[1]
     assert distance(ours.model.vision.type_vector.grad, type_grad) < 5e-5

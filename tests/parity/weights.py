@@ -24,7 +24,7 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
 def copy(
     ours: nn.Module, table: Table, theirs: nn.Module, by_hand: Mapping[str, Tensor] | None = None
 ) -> dict[str, list[Tensor]]:
-    """Sets every parameter of `ours` to what `table` makes of theirs.
+    """Sets every parameter and statistic of `ours` to what `table` makes of theirs.
 
     Args:
         by_hand: Values of parameters that theirs does not have.
@@ -32,20 +32,27 @@ def copy(
     Returns:
         By our name what it was copied from, or stacked from: gradients are compared through it.
     """
-    named, given = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    learned, named, given = dict(ours.named_parameters()), _numbers(ours), _numbers(theirs)
     values, sources = dict(by_hand or {}), {}
     values |= {name: torch.zeros_like(named[name]) for name in table.zeros}
     for step in table.steps(given):
         parts, mine = [given[name] for name in step.theirs], [name for name in step.ours if name in named]
-        made = OPERATIONS[step.how]([part.detach() for part in parts], len(step.ours))
+        made = OPERATIONS[step.how]([part.detach() for part in parts], [None] * len(step.ours))
         values |= {name: value for name, value in zip(step.ours, made, strict=True) if name in mine}
         if step.how in ("copy", "stack") or (step.how == "share" and len(mine) == 1):
-            sources |= dict.fromkeys(mine, parts)
+            sources |= {name: parts for name in mine if name in learned}
     assert named.keys() == values.keys(), sorted(named.keys() ^ values.keys())
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(values[name].reshape(parameter.shape))
     return sources
+
+
+def _numbers(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, each once, and what a BatchNorm has counted."""
+    saved = module.state_dict()
+    counted = {name: buffer for name, buffer in module.named_buffers() if name in saved and buffer.is_floating_point()}
+    return dict(module.named_parameters()) | counted
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.checkpoint import CheckpointNotWritten, find_checkpoint, load_checkpoint, prune, save_checkpoint
+from pretrain.checkpoint import find_checkpoint, load_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, start_process_group
 from pretrain.models.interface import ImageInput, TextInput
+from pretrain.saving import CheckpointNotWritten, Saver, prune
 from pretrain.task import Task
 from pretrain.train import fit
 from shards.errors import UserError
@@ -38,14 +39,24 @@ def engine_of(config: PretrainConfig) -> tuple[Engine, Task, Tokenizer]:
     return Engine(task, config), task, tokenizer
 
 
+def save(run: Path, step: int, engine: Engine, config: PretrainConfig, tokenizer: Tokenizer) -> Path:
+    """A checkpoint in the folder of a run, waited for."""
+    config = config.model_copy(update={"run": config.run.model_copy(update={"out": str(run)})})
+    saver = Saver(config, tokenizer)
+    saver.start(step, engine, STREAM)
+    saver.finish()
+    assert saver.newest
+    return saver.newest
+
+
 def test_a_checkpoint_computes_what_the_trained_model_computed(configure, tmp_path):
     config = configure("optim.lr=0.01")
     engine, task, tokenizer = engine_of(config)
     batch = random_batch(8)
     for _ in range(3):
         engine.step(batch, lr=0.01)
-    save_checkpoint(tmp_path, 3, engine, config, tokenizer, STREAM)
-    found = load_checkpoint(tmp_path / "step-00000003")
+    config = config.model_copy(update={"run": config.run.model_copy(update={"out": str(tmp_path)})})
+    found = load_checkpoint(save(tmp_path, 3, engine, config, tokenizer))
     assert (found.step, found.state["stream"]) == (3, STREAM)
     assert not found.task.training
     assert found.config == config
@@ -89,6 +100,20 @@ def test_a_damaged_state_is_a_sentence(trained, content):
     (find_checkpoint(trained) / "state.json").write_text(content)
     with pytest.raises(UserError, match=r"is damaged: state\.json"):
         load_checkpoint(trained)
+
+
+@pytest.mark.parametrize("name", ["rng-0.pt", "moments.safetensors", "engine/mp_rank_00_model_states.pt"])
+@pytest.mark.parametrize("how", ["changed", "missing"])
+def test_damage_in_what_a_run_goes_on_from_is_a_sentence(configure, trained, name, how):
+    file = find_checkpoint(trained) / "trainer" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    if how == "changed":
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^`ckpt` .* is damaged: .*{name}"):
+        fit(configure("run.steps=3", "run.resume=auto"))
+    assert find_checkpoint(trained).name == "step-00000002"
 
 
 def test_weights_of_another_shape_are_refused(trained):
@@ -154,12 +179,12 @@ def test_the_portable_files_are_enough(trained, tmp_path):
 def test_weights_that_are_not_finite_are_not_saved(configure, tmp_path):
     config = configure()
     engine, task, tokenizer = engine_of(config)
-    save_checkpoint(tmp_path, 1, engine, config, tokenizer, STREAM)
+    save(tmp_path, 1, engine, config, tokenizer)
     with torch.no_grad():
         task.model.text_projection.bias[0] = torch.inf
-    with pytest.raises(CheckpointNotWritten, match=r"the weight `model\.text_projection\.bias` is not finite"):
-        save_checkpoint(tmp_path, 2, engine, config, tokenizer, STREAM)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    with pytest.raises(CheckpointNotWritten, match=r"`model\.text_projection\.bias` in .* is not finite"):
+        save(tmp_path, 2, engine, config, tokenizer)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]
 
 
 @pytest.fixture
@@ -182,17 +207,17 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(configure, small_disk, le
     config = configure()
     engine, _, tokenizer = engine_of(config)
     engine.step(random_batch(8), lr=0.01)
-    first = save_checkpoint(small_disk, 1, engine, config, tokenizer, STREAM)
+    first = save(small_disk, 1, engine, config, tokenizer)
     expected = load_file(first / "model.safetensors")
     usage = subprocess.run(["df", "--output=avail", "-B1", small_disk], capture_output=True, text=True, check=True)
     (small_disk / "filler").write_bytes(bytes(int(usage.stdout.split()[1]) - left))
     with pytest.raises(CheckpointNotWritten, match="the checkpoint was not written, older ones are whole: "):
-        save_checkpoint(small_disk, 2, engine, config, tokenizer, STREAM)
-    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "latest", "step-00000001"]
+        save(small_disk, 2, engine, config, tokenizer)
+    assert sorted(path.name for path in (small_disk / "checkpoints").iterdir()) == ["latest", "step-00000001"]
     found = load_checkpoint(first)
     assert all(torch.equal(value, expected[name]) for name, value in found.task.state_dict().items())
     (small_disk / "filler").unlink()
-    assert load_checkpoint(save_checkpoint(small_disk, 2, engine, config, tokenizer, STREAM)).step == 2
+    assert load_checkpoint(save(small_disk, 2, engine, config, tokenizer)).step == 2
 
 
 @pytest.mark.parametrize("policy", ["stop", "continue"])

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import EngineConfig, PretrainConfig
+from pretrain.engine import Engine, start_process_group
 from pretrain.flops import FlopMeter, ProductCount, meter, peak_flops
 from pretrain.optim import freeze
 from pretrain.task import Task
@@ -15,13 +16,8 @@ from pretrain.train import fit
 from tests.pretrain.runs import logged
 from tests.pretrain.tiny import VOCABULARY, random_batch, region_batch, tiny_config, tiny_joint
 
+DUAL = tiny_config().model.model_dump(mode="json") | {"fusion": {"trunk": "none"}}
 MOMENTUM = {"itc": {"targets": "distilled"}, "itm": {}, "mlm": {}, "momentum": {}}
-
-
-@pytest.fixture(autouse=True)
-def torchs_own_linear(monkeypatch):
-    """A test of ZeRO 3 before these in the same process leaves DeepSpeed's in its place, where nothing is counted."""
-    monkeypatch.setattr(F, "linear", torch._C._nn.linear)
 
 
 def built(config: PretrainConfig) -> Task:
@@ -117,11 +113,33 @@ def test_an_unknown_device_has_no_peak(name):
     assert peak_flops(name) is None
 
 
-def test_where_products_cannot_be_seen_there_is_no_meter():
-    task = built(tiny_config())
-    assert meter(task, EngineConfig(zero=3)) is None
-    assert meter(task, EngineConfig(compile=True)) is None
-    assert meter(task, EngineConfig(zero=2)) is not None
+@pytest.mark.parametrize("zero", range(4))
+def test_every_stage_is_counted(zero):
+    """At stage 3 a linear layer of DeepSpeed's own stands in place of torch's, and does not stay there."""
+    start_process_group()
+    config = tiny_config(engine={"zero": zero})
+    batch = random_batch(8)
+    expected = profiled(built(config), batch)
+    engine = Engine(built(config), config)
+    found = FlopMeter(engine.task)
+    engine.step(batch, lr=1e-3)
+    # Measured: as without DeepSpeed.
+    assert found.step == pytest.approx(expected, rel=0.05)
+    assert F.linear is torch._C._nn.linear
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
+def test_compiled_blocks_are_counted_before_the_first_step():
+    start_process_group()
+    config = tiny_config(model=DUAL, objectives={"itc": {}}, engine={"compile": True})
+    batch = random_batch(8)
+    expected = profiled(built(config), batch)
+    engine = Engine(built(config), config)
+    assert meter(engine.task, config.engine, engine.flops) is None
+    engine.rehearse(batch, batch)
+    found = meter(engine.task, config.engine, engine.flops)
+    assert found.step == pytest.approx(expected, rel=0.05)
 
 
 def test_a_run_logs_what_it_computes(configure, tmp_path):

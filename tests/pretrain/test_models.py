@@ -14,6 +14,7 @@ from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.interface import Encoded, ImageInput, Memory, TextInput
+from pretrain.models.packing import Packing
 from pretrain.models.text import TextEncoder
 from pretrain.models.vision import ImageEncoder
 from pretrain.places import locate
@@ -120,10 +121,17 @@ def test_attention_equals_the_softmax_written_out():
     layer = loud(Attention(width=12, key_width=7, heads=3))
     x_BLD, keys_BSC = torch.randn(2, 4, 12, dtype=torch.float64), torch.randn(2, 5, 7, dtype=torch.float64)
     mask_BS = torch.tensor([[True, True, False, True, True], [True, False, False, False, False]])
-    fast = layer(x_BLD, layer.keys_and_values(keys_BSC), mask_BS[:, None, None])
+    queries, keys = (
+        Packing.of(torch.tensor([[True, True, False, True], [False, True, True, True]])),
+        Packing.of(mask_BS),
+    )
+    keys_and_values = layer.keys_and_values(keys.pack(keys_BSC), keys)
+    fast = queries.pad(layer(queries.pack(x_BLD), queries, keys_and_values, keys.keys_B11T))
     for row in range(2):
         slow = slow_attention(layer, x_BLD[row], keys_BSC[row], mask_BS[row])
-        torch.testing.assert_close(fast[row], slow, rtol=0, atol=1e-12)
+        there = queries.mask_BT[row]
+        torch.testing.assert_close(fast[row][there], slow[there], rtol=0, atol=1e-12)
+        assert not fast[row][~there].any()
 
 
 @torch.no_grad()
@@ -132,8 +140,9 @@ def test_a_block_is_three_residuals_in_the_stated_order(norm):
     block = loud(CrossBlock(width=12, key_width=7, shape=BlockShape(heads=3, dropout=0.5, norm=norm)))
     x_LD, image_SC = torch.randn(4, 12, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
     text_mask, image_mask = torch.tensor([True, True, True, False]), torch.tensor([True, False, True, True, True])
-    memory = block.cross_attention.keys_and_values(image_SC[None])
-    found = block(x_LD[None], text_mask[None, None, None], memory, image_mask[None, None, None])[0]
+    text, image = Packing.of(text_mask[None]), Packing.of(image_mask[None])
+    memory = block.cross_attention.keys_and_values(image.pack(image_SC[None]), image)
+    found = block(text.pack(x_LD[None]), text, text.keys_B11T, memory, image.keys_B11T)
     one, two, three = block.norms
     if norm == "pre":
         y = one(x_LD)
@@ -144,7 +153,7 @@ def test_a_block_is_three_residuals_in_the_stated_order(norm):
         x_LD = one(x_LD + slow_attention(block.self_attention, x_LD, x_LD, text_mask))
         x_LD = two(x_LD + slow_attention(block.cross_attention, x_LD, image_SC, image_mask))
         expected = three(x_LD + block.feed_forward(x_LD))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, expected[text_mask], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

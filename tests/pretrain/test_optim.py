@@ -1,10 +1,12 @@
 """Groups, layer-wise rates and both optimizers against a step worked out by hand."""
 
+import math
+
 import pytest
 import torch
 
 from pretrain.config import OptimConfig
-from pretrain.optim import build_optimizer, set_lr
+from pretrain.optim import build_optimizer, learning_rate, set_lr
 from pretrain.settings import merge, parse_config
 from pretrain.stacks import blocks, heights
 from pretrain.task import Task, outline
@@ -123,3 +125,35 @@ def test_adamw_by_hand():
 def test_a_setting_of_the_other_optimizer_is_refused(values, message):
     with pytest.raises(UserError, match=f"^{message}$"):
         parse_config(OptimConfig, values)
+
+
+def test_the_longest_prefix_gives_the_factor():
+    task = Task(tiny_config().model, tiny_config().objectives, VOCABULARY)
+    config = OptimConfig(multipliers={"model.": 0.5, "model.text.": 0.1}, weight_decay=0.3)
+    optimizer = build_optimizer(task, config)
+    set_lr(optimizer, 2.0)
+    names = {id(p): n for n, p in task.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names.pop(id(parameter))
+            factor = 0.1 if name.startswith("model.text.") else 0.5 if name.startswith("model.") else 1.0
+            assert group["lr"] == pytest.approx(2 * factor)
+            assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
+    assert names == {}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.8, 0.6, 0.4]),
+        (
+            "cosine",
+            [0.25, 0.5, 0.75, 1.0, 1.0, 0.2 + 0.4 * (1 + math.sqrt(0.5)), 0.6, 0.2 + 0.4 * (1 - math.sqrt(0.5))],
+        ),
+    ],
+)
+def test_the_learning_rate_by_hand(schedule, expected):
+    config = OptimConfig(lr=1.0, final_lr=0.2, warmup_steps=4, schedule=schedule)
+    assert [learning_rate(step, 8, config) for step in range(8)] == pytest.approx(expected)
+    assert learning_rate(8, 8, config) == pytest.approx(1.0 if schedule == "constant" else 0.2)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from pretrain.engine import NonFinite
 from pretrain.rollback import FEWEST, SpikeGuard, check_budget, quarantine, read_ledger
+from pretrain.stepped import NonFinite
 
 
 def test_a_spike_is_so_many_deviations_above_the_mean():

@@ -169,3 +169,32 @@ def test_what_was_left_out_is_counted_once(finished):
         (finished / f"damage/rank-{rank:05d}.jsonl").write_text(entries)
     found = read_status(finished)
     assert (found.quarantined, found.damaged) == (1, 3)
+
+
+DAMAGED = {
+    ("process.json", "{"): "process.json does not say who runs it; delete it to go on",
+    ("process.json", '{"pid": 7}'): "process.json does not say who runs it; delete it to go on",
+    ("log.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n'): "line 2 of log.jsonl is not JSON; delete it to go on",
+    ("log.jsonl", '{"time": 1}\n'): "line 1 of log.jsonl lacks `step`; delete it to go on",
+    ("log.jsonl", "7\n"): "line 1 of log.jsonl is no object; delete it to go on",
+    ("checkpoints/latest", "\0\0\0"): "checkpoints/latest must hold the name of a checkpoint",
+    ("config.yaml", "{"): None,
+    ("config.yaml", "run: 7"): None,
+}
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_a_damaged_file_is_a_sentence_for_those_who_look_and_those_who_go_on(configure, finished, name, content):
+    (finished / name).write_text(content)
+    before = files(finished)
+    expected = f"`run` (={finished}) is damaged: {DAMAGED[name, content]}"
+    with pytest.raises(UserError) as caught:
+        read_status(finished)
+    assert str(caught.value) == expected or (name == "config.yaml" and "must be a run folder" in str(caught.value))
+    if name == "process.json":  # of the process before: who goes on writes a new one
+        return
+    with pytest.raises(UserError) as caught:
+        fit(configure("run.steps=4", "run.log_every=2", "run.resume=auto"))
+    assert str(caught.value) == expected or name == "config.yaml"
+    assert "\n" not in str(caught.value)
+    assert files(finished) == before

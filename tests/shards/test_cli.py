@@ -113,7 +113,7 @@ def test_build_with_preset_prints_and_keeps_the_counts(shards: Call, image_files
     status, text, _ = shards(*arguments, "--preset", "datacomp")
     assert status == 0
     assert text.splitlines()[:2] == [
-        "3 samples read, 1 kept, 1 rejected by decodable, 1 rejected by min_short_side",
+        "3 samples read, 1 kept, 1 rejected by min_short_side, 1 rejected by decodable",
         "4 captions read, 3 kept, 1 rejected by min_words",
     ]
     status, _, error = shards(*arguments, "--preset", "datacomp", "--filter", "min_short_side=4", "--resume")

@@ -55,7 +55,7 @@ def test_counts_add_up_and_rejections_are_named(noisy: Any, tmp_path: Path) -> N
     assert report.captions_read == sum(len(sample.captions) for sample in noisy.samples)
     assert report.captions_dropped == {"min_words": 9}
     assert report.lines()[0] == (
-        "30 samples read, 21 kept, 4 rejected by decodable, 2 rejected by min_words, 3 rejected by exact_duplicates"
+        "30 samples read, 21 kept, 2 rejected by min_words, 4 rejected by decodable, 3 rejected by exact_duplicates"
     )
     named = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     assert {row["index"]: row["reason"] for row in named} == REJECTED
@@ -111,13 +111,12 @@ class Unreadable:
         return self.inner.fingerprint()
 
 
-def test_what_cannot_be_read_is_counted_or_stops(make_source: Any, tmp_path: Path) -> None:
-    manifest = build_shards(Unreadable(make_source(6)), tmp_path / "a", filters=Filters(decodable=True))
+@pytest.mark.parametrize("filters", [None, Filters(min_words=1), Filters(decodable=True)])
+def test_what_cannot_be_read_is_counted(filters: Filters | None, make_source: Any, tmp_path: Path) -> None:
+    manifest = build_shards(Unreadable(make_source(6)), tmp_path / "a", filters=filters)
     assert manifest.filtered is not None
-    assert manifest.filtered.rejected == {"decodable": 1}
-    message = r"sample 3 of `unreadable` cannot be read: 3.png: input/output error; the filter decodable=true counts it"
-    with pytest.raises(UserError, match=message):
-        build_shards(Unreadable(make_source(6)), tmp_path / "b", filters=Filters(min_words=1))
+    assert manifest.filtered.rejected == {"unreadable": 1}
+    assert (manifest.filtered.read, manifest.filtered.kept) == (6, 5) == (6, manifest.samples)
 
 
 @pytest.mark.parametrize(

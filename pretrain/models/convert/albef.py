@@ -4,7 +4,7 @@ The first of BERT's layers are our text encoder, the last, with cross-attention,
 """
 
 from pretrain.models.config import ModelConfig
-from pretrain.models.convert.bert import TIED, attention, layer, word_head
+from pretrain.models.convert.bert import TIED, attention, layer, word_head, word_ties
 from pretrain.models.convert.rules import Rule, Table, modules
 
 TEXT_LAYERS = 6
@@ -34,6 +34,7 @@ def albef_table(config: ModelConfig) -> Table:
     return Table(
         tuple(rules),
         ignored=(*(f"{side}_m.{{rest}}" for side in MOMENTUM), *QUEUES, *TIED),
+        tied=word_ties("text_encoder.cls.predictions", "text_encoder.bert.embeddings."),
         fresh=("momentum.{rest}", "objectives.itc.queue.{rest}"),
     )
 

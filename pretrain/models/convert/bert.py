@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pretrain.models.convert.rules import Rule, modules
 
 QKV = ("query", "key", "value")
 WORDS = "model.text.bert.embeddings."
 TIED = ("{rest}embeddings.position_ids", "{rest}predictions.decoder.{kind}", "{rest}_score.decoder.{kind}")
-"""Counters, and the words' output matrix, which is the input's."""
+"""Counters, and the words' output matrix where it is the input's, which `word_ties` has checked."""
 
 
 def attention(theirs: str, ours: str, norm: str) -> tuple[Rule, ...]:
@@ -30,12 +33,24 @@ def layer(theirs: str, ours: str, last_norm: int = 1) -> tuple[Rule, ...]:
 
 
 def word_head(theirs: str) -> tuple[Rule, ...]:
-    """BERT's head that predicts words; its bias has had two names."""
+    """BERT's head that predicts words; its bias has had two names. The output matrix may be the words' own."""
     names = {"transform.dense": "transform.0", "transform.LayerNorm": "transform.2"}
     return (
         *modules(f"{theirs}.", "objectives.mlm.", names),
+        Rule((f"{theirs}.decoder.weight",), ("objectives.mlm.decoder.weight",)),
         *(Rule((f"{theirs}.{bias}",), ("objectives.mlm.bias",)) for bias in ("bias", "decoder.bias")),
     )
+
+
+def own_words(tensors: Mapping[str, Tensor], head: str, embeddings: str) -> bool:
+    """Whether the head that predicts words has a matrix other than the words' embedding."""
+    matrix, words = (tensors.get(name) for name in word_ties(head, embeddings)[0])
+    return matrix is not None and words is not None and not torch.equal(matrix, words)
+
+
+def word_ties(head: str, embeddings: str) -> tuple[tuple[str, str], ...]:
+    """For `Table.tied`."""
+    return ((f"{head}.decoder.weight", f"{embeddings}word_embeddings.weight"),)
 
 
 def embedding_options(config: Any, **changes: object) -> dict[str, object]:

@@ -1,9 +1,15 @@
 """CLIP (arXiv:2103.00020) as `transformers.CLIPModel` and open_clip keep it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from timm.layers import QuickGELU
+from torch import Tensor
+
+from pretrain.checkpoint import Checkpoint
 from pretrain.models.convert.rules import Rule, Table, modules
+from pretrain.models.convert.targets import Target, compare_embeddings, refuse, vit_fields, vit_reasons
+from pretrain.models.vision import ImageEncoder
 from shards.errors import UserError
 
 _VISION, _BLOCK = "model.vision.backbone.", "model.vision.backbone.blocks.{n}."
@@ -32,7 +38,23 @@ CLIP = Table(
 )
 """`transformers.CLIPModel`."""
 
-_SEEN, _READ = "visual.transformer.resblocks.{n}.", "transformer.resblocks.{n}."
+_READ = "transformer.resblocks.{n}."
+
+
+def open_clip_image(before: str = "") -> tuple[Rule, ...]:
+    """The image tower up to its last norm, in OpenAI's names behind `before`."""
+    seen = f"{before}visual."
+    layer = f"{seen}transformer.resblocks.{{n}}."
+    return (
+        Rule((f"{seen}class_embedding",), (f"{_VISION}cls_token",)),
+        Rule((f"{seen}positional_embedding",), (f"{_VISION}pos_embed",)),
+        Rule((f"{seen}conv1.weight",), (f"{_VISION}patch_embed.proj.weight",)),
+        *modules(seen, _VISION, {"ln_pre": "norm_pre", "ln_post": "norm"}),
+        *modules(layer, _BLOCK, {"ln_1": "norm1", "ln_2": "norm2", "attn.out_proj": "attn.proj"}),
+        *modules(layer, _BLOCK, {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}),
+        Rule((f"{layer}attn.in_proj_{{kind}}",), (f"{_BLOCK}attn.qkv.{{kind}}",)),
+    )
+
 
 OPEN_CLIP = Table(
     (
@@ -42,16 +64,10 @@ OPEN_CLIP = Table(
         Rule(("ln_final.{kind}",), ("model.text.bert.final_layer_norm.{kind}",)),
         Rule(("text_projection",), ("model.text_projection.weight",), "transpose"),
         Rule(("visual.proj",), ("model.image_projection.weight",), "transpose"),
-        Rule(("visual.class_embedding",), (f"{_VISION}cls_token",)),
-        Rule(("visual.positional_embedding",), (f"{_VISION}pos_embed",)),
-        Rule(("visual.conv1.weight",), (f"{_VISION}patch_embed.proj.weight",)),
-        *modules("visual.", _VISION, {"ln_pre": "norm_pre", "ln_post": "norm"}),
-        *modules(_SEEN, _BLOCK, {"ln_1": "norm1", "ln_2": "norm2", "attn.out_proj": "attn.proj"}),
-        *modules(_SEEN, _BLOCK, {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}),
+        *open_clip_image(),
         *modules(_READ, _TEXT_LAYER, {"ln_1": "layer_norm1", "ln_2": "layer_norm2"}),
         *modules(_READ, _TEXT_LAYER, {"attn.out_proj": "self_attn.out_proj"}),
         *modules(_READ, _TEXT_LAYER, {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}),
-        Rule((f"{_SEEN}attn.in_proj_{{kind}}",), (f"{_BLOCK}attn.qkv.{{kind}}",)),
         Rule(
             (f"{_READ}attn.in_proj_{{kind}}",),
             tuple(f"{_TEXT_LAYER}self_attn.{part}_proj.{{kind}}" for part in _QKV),
@@ -67,7 +83,7 @@ BACKBONES = {"quick_gelu": "vit_base_patch16_clip_quickgelu_224", "gelu": "vit_b
 EPS = 1e-5
 
 
-def clip_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def clip_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our configuration for a config.json of `transformers.CLIPModel`.
 
     Raises:
@@ -106,7 +122,7 @@ def clip_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[
     return {"model": model, "objectives": {"itc": {}}, "data": {"max_tokens": text.max_position_embeddings}}
 
 
-def open_clip_settings(published: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def open_clip_settings(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our configuration for an open_clip_config.json.
 
     Raises:
@@ -153,3 +169,49 @@ def open_clip_settings(published: Mapping[str, Any], names: Collection[str]) -> 
         "projection_bias": False,
     }
     return {"model": model, "objectives": {"itc": {}}, "data": {"max_tokens": text.get("context_length", 77)}}
+
+
+LEGACY_END = 2  # the class takes the largest id for the end of a text where `eos_token_id` is this
+
+
+def check_clip(checkpoint: Checkpoint, kind: str) -> ImageEncoder:
+    """The image tower of what is a CLIP.
+
+    Raises:
+        UserError: a composition that CLIP does not have; `kind` is its class.
+    """
+    model, vision, tokenizer = checkpoint.config.model, checkpoint.task.model.vision, checkpoint.tokenizer
+    said = f"`model.text` (={model.text.kind}, {model.text.pooling}) is not clip with the last token"
+    ends = f"texts end with id {LEGACY_END}, which it takes for an old vocabulary"
+    reasons = {
+        said: model.text.kind != "clip" or model.text.pooling != "last" or bool(model.text.width),
+        "`model.projection_bias` (=true) is not false, or there is no shared space": model.projection_bias
+        or model.embedding_dim is None
+        or not model.image_projection,
+        **vit_reasons(vision, model.vision),
+        ends: tokenizer.last_id == LEGACY_END,
+    }
+    refuse(checkpoint, kind, reasons)
+    assert isinstance(vision, ImageEncoder)
+    return vision
+
+
+def clip_target(checkpoint: Checkpoint) -> Target:
+    """The `CLIPModel` of a dual encoder.
+
+    Raises:
+        UserError: a composition that `CLIPModel` does not have.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    model, vision, tokenizer = checkpoint.config.model, check_clip(checkpoint, "CLIPModel"), checkpoint.tokenizer
+    seen = vit_fields(vision, model.image_size) | {"hidden_act": "quick_gelu" if is_quick(vision) else "gelu"}
+    text: dict[str, Any] = checkpoint.task.model.text.bert.config.to_dict()
+    special = {"bos_token_id": tokenizer.first_id, "eos_token_id": tokenizer.last_id, "pad_token_id": tokenizer.pad_id}
+    config = CLIPConfig(text_config=text | special, vision_config=seen, projection_dim=model.embedding_dim)
+    return Target(CLIPModel(config), CLIP, compare_embeddings, "CLIPProcessor", segments=False)
+
+
+def is_quick(vision: ImageEncoder) -> bool:
+    """Whether its activation is OpenAI's (`QuickGELU`)."""
+    return isinstance(vision.backbone.blocks[0].mlp.act, QuickGELU)

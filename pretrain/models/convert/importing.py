@@ -5,7 +5,7 @@ config.json -> PretrainConfig        tensors -> name table -> model.safetensors 
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,7 +102,7 @@ def write_folder(folder: Path, weights: dict[str, Tensor], config: PretrainConfi
     (folder / STATE).write_text(json.dumps({"step": 0, "world": 1, "stream": {}, "files": files}, indent=1))
 
 
-def _plan(request: Request, names: Collection[str]) -> Plan:
+def _plan(request: Request, tensors: Mapping[str, Tensor]) -> Plan:
     if request.kind in AUTHORS:
         authors = AUTHORS[request.kind]
         config = load_config(PretrainConfig, request.config or Path(f"configs/systems/{request.kind}.yaml"))
@@ -113,7 +113,7 @@ def _plan(request: Request, names: Collection[str]) -> Plan:
     published = _published(request)
     architecture = _architecture(request.kind, published)
     try:
-        settings = architecture.settings(published, names)
+        settings = architecture.settings(published, tensors)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # transformers' classes have no one exception

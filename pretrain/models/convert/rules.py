@@ -29,6 +29,13 @@ How = Literal[
     "and_second",
     "type",
     "match",
+    "exp",
+    "agree",
+    "grid",
+    "type_rows",
+    "odds",
+    "with_type",
+    "kinds",
 ]
 SHOWN = 3
 
@@ -62,12 +69,16 @@ class Table:
         ignored: Patterns of theirs that hold nothing to keep: counters, tied copies, queues.
         fresh: Patterns of ours that start anew, because the other code has no such thing.
         zeros: Names of ours that are added to something and have no counterpart.
+        back: Rules of the way back that come before the reversed ones: what theirs lacks may go elsewhere.
+        tied: Names of theirs that hold the same matrix, or one that only the first rule can place.
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
+    back: tuple[Rule, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
 
     def steps(self, names: Iterable[str]) -> list[Step]:
         """What the rules make of tensors with these names."""
@@ -87,7 +98,8 @@ class Table:
         Raises:
             KeyError: a rule that has no way back.
         """
-        return Table(tuple(Rule(rule.ours, rule.theirs, INVERSE[rule.how]) for rule in self.rules), ignored=self.fresh)
+        rules = (Rule(rule.ours, rule.theirs, INVERSE[rule.how]) for rule in self.rules)
+        return Table((*self.back, *rules), ignored=self.fresh, fresh=self.ignored)
 
 
 def modules(theirs: str, ours: str, names: Mapping[str, str]) -> tuple[Rule, ...]:
@@ -112,15 +124,23 @@ def convert(
     steps = table.steps(given)
     made: dict[str, Tensor] = {}
     for step in steps:
-        made |= zip(step.ours, OPERATIONS[step.how]([given[name] for name in step.theirs], len(step.ours)), strict=True)
-    read = {name for step in steps for name in step.theirs}
+        shapes = [wanted.get(name) for name in step.ours]
+        made |= zip(step.ours, OPERATIONS[step.how]([given[name] for name in step.theirs], shapes), strict=True)
+    read = {name for step in steps if not wanted.keys().isdisjoint(step.ours) for name in step.theirs}
     left = [name for name in given if name not in read and not _any(table.ignored, name)]
-    idle = [name for step in steps if wanted.keys().isdisjoint(step.ours) for name in step.theirs]
-    left += [name for name in idle if not _any(table.ignored, name)]
+    _check_tied(table, given, read, place)
     made |= {name: torch.zeros(wanted[name]) for name in table.zeros if name in wanted}
     missing = [name for name in wanted if name not in made and not _any(table.fresh, name)]
     _refuse(place, left, missing, allowed)
     return {name: _fitted(name, tensor, wanted[name], place) for name, tensor in made.items() if name in wanted}
+
+
+def _check_tied(table: Table, given: Mapping[str, Tensor], read: Collection[str], place: str) -> None:
+    for name, other in table.tied:
+        if name in given and other in given and name not in read and not torch.equal(given[name], given[other]):
+            raise UserError(
+                f"{place} does not fit: `{name}` is a matrix of its own, so `objectives.mlm.tied` must be false"
+            )
 
 
 def _refuse(place: str, left: list[str], missing: list[str], allowed: Collection[str]) -> None:
@@ -160,6 +180,8 @@ def _any(patterns: Iterable[str], name: str) -> bool:
 
 def _filled(rule: Rule, name: str) -> Step | None:
     """The rule for the tensor `name`, which its first pattern must match."""
+    if not name.startswith(rule.theirs[0].partition("{")[0]):  # of a thousand names and rules few come this far
+        return None
     match = _matches(rule.theirs[0], name)
     if match is None:
         return None
@@ -167,36 +189,63 @@ def _filled(rule: Rule, name: str) -> Step | None:
     return Step(theirs, ours, rule.how)
 
 
-Operation = Callable[[list[Tensor], int], list[Tensor]]
+Shapes = Sequence[torch.Size | None]
+Operation = Callable[[list[Tensor], Shapes], list[Tensor]]
 
 
-def _positions(tensors: list[Tensor], _: int) -> list[Tensor]:
+def _positions(tensors: list[Tensor], _: Shapes) -> list[Tensor]:
     """A class token [1, 1, D] and positions [1, 1 + side * side, D] -> both of the class token, and the grid's."""
     token, table = tensors
     side = int((table.shape[1] - 1) ** 0.5)
     return [token + table[:, :1], table[:, 1:].transpose(1, 2).unflatten(2, (side, side))]
 
 
-def _match(tensors: list[Tensor], _: int) -> list[Tensor]:
+def _grid(tensors: list[Tensor], _: Shapes) -> list[Tensor]:
+    """The way back, with a class token whose position is 0."""
+    token, grid = tensors
+    return [token, torch.cat([torch.zeros_like(token), grid.flatten(2).transpose(1, 2)], 1)]
+
+
+def _type_rows(tensors: list[Tensor], shapes: Shapes) -> list[Tensor]:
+    """One vector -> row 1 of a table of types; its table of positions is 0."""
+    types, positions = (torch.zeros(shape or (2, len(tensors[0]))) for shape in shapes)
+    types[1] = tensors[0]
+    return [types, positions]
+
+
+def _match(tensors: list[Tensor], _: Shapes) -> list[Tensor]:
     """A head with one logit -> one with two, of which the first is always 0."""
     return [torch.cat([torch.zeros_like(tensors[0]), tensors[0]])]
+
+
+def _kinds(tensors: list[Tensor], _: Shapes) -> list[Tensor]:
+    """A head for clean, wrong tags, wrong caption -> clean, wrong caption, wrong tags; one for two classes stays."""
+    [head] = tensors
+    return [head[[0, 2, 1]] if len(head) == 3 else head]
 
 
 OPERATIONS: Mapping[How, Operation] = {
     "copy": lambda tensors, _: tensors,
     "stack": lambda tensors, _: [torch.cat(tensors)],
-    "split": lambda tensors, count: list(tensors[0].chunk(count)),
+    "split": lambda tensors, shapes: list(tensors[0].chunk(len(shapes))),
     "transpose": lambda tensors, _: [tensors[0].T],
     "negate": lambda tensors, _: [-tensors[0]],
     "log": lambda tensors, _: [tensors[0].log()],
-    "share": lambda tensors, count: tensors * count,
+    "exp": lambda tensors, _: [tensors[0].exp()],
+    "share": lambda tensors, shapes: tensors * len(shapes),
+    "agree": lambda tensors, _: tensors[:1],  # ours share one tensor under several names
     "positions": _positions,
+    "grid": _grid,
     "type": lambda tensors, _: [tensors[0][1] + tensors[1][0]],  # the image's type and its only position (VisualBERT)
+    "type_rows": _type_rows,
     "second": lambda tensors, _: [tensors[0][1]],
     "and_second": lambda tensors, _: [tensors[0], tensors[0][1]],
     "match": _match,
+    "odds": lambda tensors, _: [tensors[0][1:] - tensors[0][:1]],
+    "with_type": lambda tensors, _: [tensors[0] + tensors[1][:1]],  # a type that all tokens have, into the positions
+    "kinds": _kinds,
 }
-"""The tensors of one side and the number of those on the other -> those."""
+"""The tensors of one side and the wanted shapes of those on the other -> those."""
 
 INVERSE: Mapping[How, How] = {
     "copy": "copy",
@@ -204,4 +253,10 @@ INVERSE: Mapping[How, How] = {
     "split": "stack",
     "transpose": "transpose",
     "negate": "negate",
+    "log": "exp",
+    "share": "agree",
+    "positions": "grid",
+    "type": "type_rows",
+    "match": "odds",
+    "kinds": "kinds",
 }

@@ -1,7 +1,7 @@
 """UNITER (arXiv:1909.11740) as its authors' pretraining script saves it: one BERT over words and regions, all heads."""
 
 from pretrain.models.config import ModelConfig
-from pretrain.models.convert.bert import TIED, WORDS, layer, word_head
+from pretrain.models.convert.bert import TIED, WORDS, layer, word_head, word_ties
 from pretrain.models.convert.rules import Rule, Table, modules
 
 _SEEN, _TYPES = "uniter.img_embeddings.", "token_type_embeddings.weight"
@@ -31,6 +31,7 @@ UNITER = Table(
         *modules("region_classifier.", "objectives.mrc.", _HIDDEN | {"net.3": "output"}),
     ),
     ignored=TIED,
+    tied=word_ties("cls.predictions", "uniter.embeddings."),
 )
 
 

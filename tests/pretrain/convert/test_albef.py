@@ -10,7 +10,6 @@ from pretrain.config import PretrainConfig
 from pretrain.models.convert.importing import Request, import_checkpoint
 from pretrain.models.interface import ImageInput, TextInput
 from pretrain.settings import dump_config, load_config
-from shards.errors import UserError
 from tests.parity.weights import distance, shake
 from tests.pretrain.convert.folders import VOCABULARY, noise, save_tokenizer, texts
 from tests.pretrain.convert.slow_bert import HEADS, WIDTH, Draw, bert_layer, dense, normed
@@ -102,17 +101,3 @@ def test_contrast_matching_and_words(tmp_path):
     assert float(heads["itc"].temperature) == pytest.approx(0.06)
     slow = ours.task.momentum.model
     assert torch.equal(slow.text_projection.weight, model.text_projection.weight)
-
-
-class Surprise:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-def test_a_pickle_that_holds_code_is_refused(tmp_path, capsys):
-    torch.save({"model": {"temp": torch.ones(1)}, "args": Surprise()}, tmp_path / "ALBEF.pth")
-    save_tokenizer(tmp_path)
-    with pytest.raises(UserError, match=r"does not load as plain tensors \(`weights_only`\)"):
-        import_checkpoint(Request(tmp_path / "ALBEF.pth", "albef", (), tmp_path), tmp_path / "ours")
-    assert "executed" not in capsys.readouterr().out
-    assert not (tmp_path / "ours").exists()

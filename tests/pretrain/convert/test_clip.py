@@ -5,12 +5,15 @@ import json
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from pretrain.checkpoint import load_checkpoint
 from pretrain.cli import main
 from pretrain.models.convert.exporting import export_transformers
+from pretrain.models.convert.exporting_open_clip import export_open_clip
+from pretrain.models.convert.importing import FORMATS
 from pretrain.models.interface import ImageInput, TextInput
 from shards.errors import UserError
 from tests.parity.weights import distance, shake
@@ -94,6 +97,36 @@ def test_open_clip(tmp_path, pickled):
     assert distance(text_BE, theirs.encode_text(ids_BL, normalize=True)) < CLOSE
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("quick", [False, True])
+def test_open_clip_opens_what_we_write(tmp_path, quick):
+    shape = {"layers": 2, "width": 32, "mlp_ratio": 2.0}
+    vision = {"image_size": 32, "patch_size": 8, "head_width": 8, **shape}
+    text = {"context_length": 12, "vocab_size": VOCABULARY, "heads": 4, **shape}
+    theirs = shake(open_clip.CLIP(16, vision, text, quick_gelu=quick))
+    source = tmp_path / "published"
+    save_tokenizer(source, "<|startoftext|>", "<|endoftext|>")
+    settings = {"embed_dim": 16, "quick_gelu": quick, "vision_cfg": vision, "text_cfg": text}
+    (source / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+    save_file(theirs.state_dict(), source / "open_clip_model.safetensors")
+    bring(source, tmp_path / "ours", "open_clip")
+    ours = load_checkpoint(tmp_path / "ours")
+    export_open_clip(ours, tmp_path / "back", (), overwrite=False)
+    before = load_file(source / "open_clip_model.safetensors")
+    after = load_file(tmp_path / "back/open_clip_model.safetensors")
+    assert before.keys() == after.keys()
+    assert {n for n in before if not torch.equal(before[n], after[n])} <= {"logit_scale"}
+    assert torch.allclose(before["logit_scale"], after["logit_scale"], rtol=1e-6)
+    name = f"local-dir:{tmp_path / 'back'}"
+    back, _, preprocess = open_clip.create_model_and_transforms(name)
+    words = open_clip.get_tokenizer(name)
+    pictures = torch.stack([preprocess(Image.fromarray(one)) for one in noise().numpy()])
+    image_BE, text_BE = embeddings(ours)
+    assert distance(back.eval().encode_image(pictures, normalize=True), image_BE) < CLOSE
+    said = back.encode_text(words(["w5 w6 w7 w8 w9", "w10", "w11 w12"]), normalize=True)
+    assert distance(said, text_BE) < CLOSE
+
+
 def test_sharded_weights_are_the_same_weights(tmp_path):
     theirs = save_clip(tmp_path / "whole")
     save_tokenizer(tmp_path / "sharded", "<|startoftext|>", "<|endoftext|>")
@@ -149,6 +182,8 @@ def test_the_commands(tmp_path, capsys):
     commands = {
         "checkpoint: ": ["import", "--from", names[0], "--out", names[1]],
         "outputs differ by at most": ["export", "--ckpt", names[1], "--out", names[2]],
+        "read back as it was": ["export", "--format", "open_clip", "--ckpt", names[1], "--out", f"{tmp_path}/open"],
+        "the text encoder, as it is": ["export", "--part", "text", "--ckpt", names[1], "--out", f"{tmp_path}/text"],
     }
     for answer, words in commands.items():
         with pytest.raises(SystemExit) as ended:
@@ -158,8 +193,16 @@ def test_the_commands(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["import", "--format", "transformer", "--from", names[0], "--out", f"{tmp_path}/other"])
     assert ended.value.code == 2
-    expected = "error: `format` (=transformer) must be one of transformers, open_clip, albef, uniter\n"
+    expected = f"error: `format` (=transformer) must be one of {', '.join(FORMATS)}\n"
     assert expected in capsys.readouterr().err
+    for words, rule in (
+        (["--format", "onnx"], "`format` (=onnx) must be transformers or open_clip"),
+        (["--part", "image"], "`part` (=image) must be all, or text"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["export", "--ckpt", names[1], "--out", f"{tmp_path}/none", *words])
+        assert ended.value.code == 2
+        assert rule in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(commands["checkpoint: "])
     assert ended.value.code == 2
@@ -178,7 +221,7 @@ def test_an_unknown_architecture_is_named(tmp_path):
     save_tokenizer(tmp_path / "published")
     (tmp_path / "published/config.json").write_text('{"model_type": "blip-2"}')
     save_file({"a": torch.zeros(1)}, tmp_path / "published/model.safetensors")
-    with pytest.raises(UserError, match=r"`model_type` \(=blip-2\), known are clip, .*; did you mean `blip`"):
+    with pytest.raises(UserError, match=r"`model_type` \(=blip-2\), known are align, clip, .*; did you mean `blip`"):
         bring(tmp_path / "published", tmp_path / "ours")
 
 
@@ -200,15 +243,3 @@ def test_weights_that_are_not_there_or_damaged(tmp_path, content, reason):
         file.write_bytes(content)
     with pytest.raises(UserError, match=reason):
         bring(source, tmp_path / "ours")
-
-
-def test_only_clip_is_exported(tmp_path):
-    save_clip(tmp_path / "published")
-    bring(tmp_path / "published", tmp_path / "ours")
-    ours = load_checkpoint(tmp_path / "ours")
-    text = ours.config.model.text.model_copy(update={"pooling": "mean"})
-    model = ours.config.model.model_copy(update={"text": text})
-    other = type(ours)(ours.path, ours.config.model_copy(update={"model": model}), ours.task, ours.tokenizer, {})
-    with pytest.raises(UserError, match=r"is not CLIP, which alone can be exported: `model\.text` \(=clip, mean\)"):
-        export_transformers(other, tmp_path / "back", (), overwrite=False)
-    assert not (tmp_path / "back").exists()

@@ -118,10 +118,12 @@ def test_lxmert_but_for_its_heads_for_objects_and_answers(tmp_path):
 def test_visual_bert(tmp_path):
     config = VisualBertConfig(vocab_size=VOCABULARY, visual_embedding_dim=10, **LAYERS, **SHAPE)
     theirs = shake(VisualBertForPreTraining(config))
-    ours = imported(theirs, tmp_path, ("cls.seq_relationship.*",))
+    ours = imported(theirs, tmp_path)
     features_BKF, boxes_BK4, there_BK = regions()
     expected = theirs(**words_in(ours), visual_embeds=features_BKF, visual_attention_mask=there_BK.long())
     found = fused(ours, ImageInput(None, features_BKF, boxes_BK4, there_BK))
     mask_BL = texts(ours)[1]
     logits_BLV = expected.prediction_logits[:, : mask_BL.shape[1]]
+    matched = ours.task.objectives["pollution"].head(found.pooled_BD)
+    assert distance(matched, expected.seq_relationship_logits) < CLOSE
     assert distance(word_logits(ours, found)[mask_BL], logits_BLV[mask_BL]) < CLOSE

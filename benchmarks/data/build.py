@@ -1,6 +1,6 @@
 """Samples per second packed into shards, against webdataset's writer, on the same samples, interleaved in one run.
 
-    python benchmarks/build.py [--samples 2000] [--size 224] [--rounds 5]
+    python benchmarks/data/build.py [--samples 2000] [--size 224] [--rounds 5]
 
 The samples are generated beforehand. Ours also writes checksums, image sizes and an index, syncs each file to the disk
 and renames it; webdataset's writer does none of that. Prints the median ratio over the rounds, and the range.
@@ -11,37 +11,18 @@ import importlib.metadata
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import webdataset
+from photos import Held
 
 from shards.executors import Executor
-from shards.sample import Identity, Sample, record_json
+from shards.sample import record_json
 from shards.sources.scenes import ScenesSource
 from shards.write import build_shards
 
 PER_SHARD = 250
-
-
-class Held:
-    """Samples in memory."""
-
-    name = "held"
-
-    def __init__(self, samples: list[Sample]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-    def identity(self, index: int) -> Identity:
-        return Identity("held", index)
-
-    def fingerprint(self) -> str:
-        return "0" * 64
 
 
 def ours(source: Held, out: Path, workers: int) -> float:
@@ -67,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     scenes = ScenesSource(arguments.samples, 0, "train", arguments.size)
-    source = Held([scenes[i] for i in range(len(scenes))])
+    source = Held([replace(scenes[i], region_features=None) for i in range(len(scenes))])
     rounds = []
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as folder:
