@@ -22,8 +22,8 @@ class RetrievalObjectives(ObjectivesConfig):
 
 
 class RetrievalData(Section):
-    """How pairs are batched. What is read comes from the command line; tokenizer, regions and the second segment of the
-    texts from the checkpoint.
+    """How pairs are batched. What is read comes from the command line; tokenizer, regions, the shape of images and the
+    second segment of the texts from the checkpoint.
 
     `max_tokens` null keeps the checkpoint's. The others are as in `pretrain.config.DataConfig`.
     """
@@ -88,7 +88,9 @@ def pretrain_config(config: FinetuneConfig, checkpoint: PretrainConfig, shards: 
         raise UserError(f"`{name}` reads fused features, which this checkpoint does not have: pass {name}=null")
     values: dict[str, Any] = config.model_dump(exclude={"model", "validation"})
     values["data"]["max_tokens"] = config.data.max_tokens or checkpoint.data.max_tokens
-    as_trained = checkpoint.data.model_dump(include={"tokenizer", "second", "regions"})
+    if config.objectives.itm and checkpoint.objectives.itm:
+        values["objectives"]["itm"]["head"] = checkpoint.objectives.itm.head
+    as_trained = checkpoint.data.model_dump(include={"tokenizer", "second", "regions", "image_shape"})
     values["data"] |= as_trained | {"shards": shards}
     model = checkpoint.model.model_dump()
     model["image_size"] = config.model.image_size or checkpoint.model.image_size

@@ -45,8 +45,14 @@ class Batch(Rows):
         pollution_B: int64 [B], 0 where the text is the image's own, 1 or 2 where a part of it is not.
         phrase_ids_BP: int64 [B, P], what names one region of the image.
         phrase_mask_BP: bool [B, P], True where there is a token.
+        phrase_masked_ids_BP: int64 [B, P], the same with masked-language corruption.
+        phrase_labels_BP: int64 [B, P], the original id where it was masked, -100 elsewhere.
+        phrase_group_B: int64 [B], equal where two phrases have the same words.
         phrase_box_B4: float32 [B, 4], that region's left, top, right, bottom as shares of the image.
-        masked_regions_BK: bool [B, K], regions that masked region modelling hides.
+        masked_regions_BK: bool [B, K], regions that masked region modelling hides and asks for.
+        zeroed_regions_BK: bool [B, K], those of them of which nothing is seen; None: all of them.
+        shown_features_BKF: float32 [B, K, F], what is seen in place of `region_features_BKF` while regions are hidden;
+            None: the same.
         image_sizes_B2: int64 [B, 2], height and width in pixels of what is an image and not padding.
     """
 
@@ -65,9 +71,14 @@ class Batch(Rows):
     region_attributes_BKA: Tensor | None = None
     region_probabilities_BKC: Tensor | None = None
     masked_regions_BK: Tensor | None = None
+    zeroed_regions_BK: Tensor | None = None
+    shown_features_BKF: Tensor | None = None
     pollution_B: Tensor | None = None
     phrase_ids_BP: Tensor | None = None
     phrase_mask_BP: Tensor | None = None
+    phrase_masked_ids_BP: Tensor | None = None
+    phrase_labels_BP: Tensor | None = None
+    phrase_group_B: Tensor | None = None
     phrase_box_B4: Tensor | None = None
     image_sizes_B2: Tensor | None = None
 

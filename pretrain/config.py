@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from pretrain.data.augment_config import AugmentConfig
-from pretrain.fitting import misfit, missing_regions
+from pretrain.fitting import misfit, missing_regions, no_grid
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
@@ -20,7 +20,9 @@ class RegionsConfig(Section):
     Of each image the `most` most confident regions are read, those below `least_score` only if there is no other.
     `labels` is a JSON file that numbers the names of classes and attributes (see `pretrain labels`). `classes` asks for
     the detector's distribution over so many classes. `hide` is the share of regions that masked region modelling hides,
-    and with each of them those that cover it by more than `hide_overlap` (null: none).
+    and with each of them those that cover it by more than `hide_overlap` (null: none). Of the hidden ones the share
+    `keep` is seen as it is (ViLBERT, VL-BERT: 0.1), and in place of the share `replace` a region of another image is
+    seen (LXMERT: 0.1 each).
     """
 
     most: int = Field(36, ge=1)
@@ -29,6 +31,38 @@ class RegionsConfig(Section):
     classes: int = Field(0, ge=0)
     hide: float = Field(0.0, ge=0, lt=1)
     hide_overlap: float | None = Field(None, gt=0, lt=1)
+    keep: float = Field(0.0, ge=0, le=1)
+    replace: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares_of_the_hidden(self) -> "RegionsConfig":
+        if self.keep + self.replace > 1:
+            raise ValueError(
+                f"`data.regions.keep` (={self.keep}) and `data.regions.replace` (={self.replace}) must be 1 at most "
+                "together"
+            )
+        return self
+
+
+class ImageShapeConfig(Section):
+    """Images that keep their aspect (ViLT, arXiv:2102.03334; Pixel-BERT, arXiv:2004.00849).
+
+    The shorter edge gets `shortest_edge` pixels, fewer where the longer one would get more than `longest_edge`; then
+    both are cut down to multiples of `multiple`.
+    """
+
+    shortest_edge: int = Field(384, ge=1)
+    longest_edge: int = Field(639, ge=1)
+    multiple: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _edges_in_order(self) -> "ImageShapeConfig":
+        if not self.multiple <= self.shortest_edge <= self.longest_edge:
+            raise ValueError(
+                f"`data.image_shape.shortest_edge` (={self.shortest_edge}) must be at least `multiple` "
+                f"(={self.multiple}) and at most `longest_edge` (={self.longest_edge})"
+            )
+        return self
 
 
 class WeightedShards(Section):
@@ -51,8 +85,9 @@ class DataConfig(Section):
     a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
     other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
     `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
-    captions. `regions` null reads none. `keep_gigabytes` of decoded images stay in the memory of each worker; those
-    that `data.augment` crops are not kept.
+    captions. `regions` null reads none. `image_shape` null squashes each image to a square of `model.image_size`, else
+    images keep their aspect, are padded to the largest of their batch, and what pads them is masked. `keep_gigabytes`
+    of decoded images stay in the memory of each worker; those that `data.augment` crops are not kept.
     """
 
     shards: str | list[WeightedShards] = ""
@@ -68,6 +103,7 @@ class DataConfig(Section):
     second: Literal["tags", "caption"] | None = None
     regions: RegionsConfig | None = None
     keep_gigabytes: float = Field(1.0, ge=0)
+    image_shape: ImageShapeConfig | None = None
     augment: AugmentConfig = AugmentConfig()
 
     @field_validator("shards", mode="before")
@@ -216,19 +252,18 @@ class RunConfig(Section):
 class SystemConfig(Section):
     """Which published system a configuration describes; read by `pretrain systems`, without effect on a run.
 
-    `vocabulary` is the number of tokens of the published tokenizer. `parameters` is the published count and `counts`
-    what it covers: `all`, the `model` without heads, that without text embeddings too (`no_embeddings`), its
-    `text_and_trunk`, or its `trunk`; `source` says where it is from. `held_by` names the test that holds its
-    composition against an independent implementation.
+    `vocabulary` is the number of tokens of the published tokenizer. `parameters` is the published count, or one that
+    follows from the official code, and `counts` what it covers: `all`, or the `model` without heads; `source` says
+    where it is from. `held_by` names the test that holds its composition against an independent implementation.
     """
 
     name: str
     stream: Literal["single", "dual"]
     paper: str
     vocabulary: int = Field(ge=1)
-    parameters: float | None = Field(None, gt=0)
-    counts: Literal["all", "model", "no_embeddings", "text_and_trunk", "trunk"] = "all"
-    source: str | None = None
+    parameters: float = Field(gt=0)
+    counts: Literal["all", "model"] = "all"
+    source: str
     held_by: str
 
 
@@ -255,16 +290,41 @@ class PretrainConfig(Section):
     def _regions_are_read(self) -> "PretrainConfig":
         if self.model.vision.region and self.data.regions is None:
             raise ValueError("`model.vision.region` reads regions, so `data.regions` must not be null")
-        reader = "data.regions" if self.data.regions else "objectives.box" if self.objectives.box else None
+        reader = "data.regions" if self.data.regions else self.objectives.phrases
         if reader and (moving := self.data.augment.moving):
             raise ValueError(f"`data.augment.{moving[0]}` moves pixels, but not the boxes that `{reader}` reads")
         return self
 
     @model_validator(mode="after")
+    def _shapes_fit_the_model(self) -> "PretrainConfig":
+        shape, vision = self.data.image_shape, self.model.vision
+        if shape is None:
+            return self
+        if self.data.augment.blend:
+            raise ValueError("`data.augment.blend` mixes images of one shape, so `data.image_shape` must be null")
+        if vision.region:
+            raise ValueError("`data.image_shape` is for models that read pixels, and `model.vision.region` reads none")
+        if vision.patch and shape.multiple % vision.patch.size:
+            raise ValueError(
+                f"`data.image_shape.multiple` (={shape.multiple}) must be a multiple of `model.vision.patch.size` "
+                f"(={vision.patch.size})"
+            )
+        if not vision.patch and self.engine.zero == 3:
+            raise ValueError(
+                "`data.image_shape` runs a backbone once for each shape of a batch, of which ranks have different "
+                "numbers: `engine.zero` (=3) cannot follow, use 0, 1 or 2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objectives_fit_the_model(self) -> "PretrainConfig":
         objectives, regions = self.objectives, self.data.regions
-        hide = regions.hide if regions else None
-        if reason := misfit(objectives, self.model.fusion) or missing_regions(objectives, hide):
+        hide, classes = (regions.hide, regions.classes) if regions else (None, 0)
+        if reason := (
+            misfit(objectives, self.model.fusion)
+            or missing_regions(objectives, hide, classes)
+            or no_grid(objectives, self.model.vision, square=self.data.image_shape is None)
+        ):
             raise ValueError(reason)
         return self
 

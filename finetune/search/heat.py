@@ -29,8 +29,9 @@ class WordHeat:
 
 def grid_side(encoder: Encoder) -> int | None:
     """g, or None for an image encoder whose tokens are no square grid in the space of its pooled vector."""
-    model = encoder.model
-    if encoder.checkpoint.config.model.vision.region or model.vision.width != model.vision.pooled_width:
+    model, config = encoder.model, encoder.checkpoint.config
+    vision = config.model.vision
+    if vision.region or vision.grids or config.data.image_shape or model.vision.width != model.vision.pooled_width:
         return None
     with torch.inference_mode():
         tokens = model.encode_image(model.vision.example().to(encoder.device)).tokens_BTD.shape[1]

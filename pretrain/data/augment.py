@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.data.augment_config import COLOURS, SURFACES, WARPS, AugmentConfig
+from pretrain.data.augment_config import COLOURS, WARPS, AugmentConfig
 from pretrain.data.colours import recolour
 from pretrain.data.dice import Dice
 from pretrain.data.warp import raster, warp
@@ -26,7 +26,7 @@ SHARPNESS = 8.0
 
 def changes(config: AugmentConfig) -> bool:
     """Whether `augment` does anything."""
-    return bool(config.chosen((*WARPS, *COLOURS, *SURFACES, "blend")))
+    return bool(config.together)
 
 
 def augment(pixels_BHWC: Tensor, partner_BHWC: Tensor | None, uniform_BK: Tensor, config: AugmentConfig) -> Tensor:
@@ -128,7 +128,7 @@ def _sketch(image_B3SS: Tensor, chosen_B: Tensor) -> Tensor:
 
 def _erase(image_B3SS: Tensor, config: AugmentConfig, dice: Dice) -> Tensor:
     """Covers a box of a tenth to two fifths of each side."""
-    x_1SS, y_1SS = raster(image_B3SS.shape[-1])
+    x_1SS, y_1SS = raster(*image_B3SS.shape[-2:])
     chosen_B11 = dice.chance(config.erase, 1, 1)
     across_B11, down_B11 = dice.uniform(-1, 1, 1, 1), dice.uniform(-1, 1, 1, 1)
     width_B11, height_B11 = dice.uniform(0.2, 0.8, 1, 1), dice.uniform(0.2, 0.8, 1, 1)

@@ -61,6 +61,11 @@ class AugmentConfig(Section):
         cropped = ["crop_scale"] if self.crop_scale < 1 else []
         return cropped + self.chosen(("flip", *WARPS, "blend"))
 
+    @property
+    def together(self) -> list[str]:
+        """The settings that work on a whole batch."""
+        return self.chosen((*WARPS, *COLOURS, *SURFACES, "blend"))
+
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Which of these settings are on."""
         return [name for name in names if getattr(self, name)]

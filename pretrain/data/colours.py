@@ -61,7 +61,7 @@ def _lit(pixels_B3SS: Tensor, config: AugmentConfig, dice: Dice) -> Tensor:
     across_B111, down_B111 = slope_B2[:, :, None, None, None].unbind(1)
     if not config.light:
         return pixels_B3SS
-    x_1SS, y_1SS = raster(pixels_B3SS.shape[-1])
+    x_1SS, y_1SS = raster(*pixels_B3SS.shape[-2:])
     return (pixels_B3SS * (1 + across_B111 * x_1SS[None] + down_B111 * y_1SS[None])).clamp(0, 1)
 
 

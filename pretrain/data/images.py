@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pretrain.config import PretrainConfig
 from pretrain.data.labels import RegionVocabulary
 from pretrain.data.regions import collate_regions, read_regions
+from pretrain.data.shapes import pad_pixels
 from pretrain.data.transforms import evaluation_pixels, stack_pixels
 from pretrain.models.interface import ImageInput
 from shards.sample import Sample
@@ -18,7 +19,12 @@ def evaluation_images(samples: Sequence[Sample], config: PretrainConfig) -> Imag
     """
     region, read = config.model.vision.region, config.data.regions
     if region is None or read is None:
-        return ImageInput(stack_pixels([evaluation_pixels(sample, config.model.image_size) for sample in samples]))
+        shape = config.data.image_shape
+        pixels = [evaluation_pixels(sample, shape or config.model.image_size) for sample in samples]
+        if shape is None:
+            return ImageInput(stack_pixels(pixels))
+        pixels_BHWC, sizes_B2 = pad_pixels(pixels)
+        return ImageInput(pixels_BHWC, sizes_B2=sizes_B2)
     named = RegionVocabulary.read(read.labels) if read.classes and read.labels else RegionVocabulary((), ())
     fields = collate_regions([read_regions(sample, read, region.features, named) for sample in samples])
     return ImageInput(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pretrain.batch import Batch, Draw
 from pretrain.config import PretrainConfig
+from pretrain.data.classes import check_classes
 from pretrain.data.labels import RegionVocabulary
 from pretrain.data.masking import IGNORE, choose, mask_tokens
 from pretrain.data.phrases import Phrase, draw_phrase
@@ -50,8 +51,8 @@ def check_sample(config: PretrainConfig, sample: Sample) -> None:
         raise UserError(f"`data.group_by` (={key}) is not in the metadata of sample {sample.key}")
     if config.data.second == "tags" and not sample.tags:
         raise UserError(f"`data.second` (=tags) needs tags, and sample {sample.key} has none")
-    if config.objectives.box and not sample.regions:
-        raise UserError(f"`objectives.box` needs regions, and sample {sample.key} has none")
+    if config.objectives.phrases and not sample.regions:
+        raise UserError(f"`{config.objectives.phrases}` needs regions, and sample {sample.key} has none")
     if config.data.regions:
         region = config.model.vision.region
         check_regions(sample, region.features if region else None)
@@ -61,11 +62,11 @@ def check_inputs(config: PretrainConfig, tokenizer: Tokenizer, sample: Sample) -
     """Refuses what the workers would, before there are any.
 
     Raises:
-        UserError: what `sample` does not have, a tokenizer that cannot hide words, or a file of labels that cannot be
-            read.
+        UserError: what `sample` does not have, a tokenizer that cannot hide words, a file of labels that cannot be
+            read, or classes that are not those of the data.
     """
     check_sample(config, sample)
-    _ = Preparation(config, tokenizer).vocabulary
+    check_classes(config, Preparation(config, tokenizer).vocabulary, sample)
     if config.objectives.mlm:
         _ = tokenizer.mask_id
 
@@ -74,8 +75,8 @@ def check_inputs(config: PretrainConfig, tokenizer: Tokenizer, sample: Sample) -
 class Preparation:
     """Turns streamed samples into one `Batch`; picklable, so that workers can carry it.
 
-    `sources` are where other images and their texts come from (`data.augment.blend`, `objectives.pollution`); without
-    them none is blended or polluted.
+    `sources` are where other images (`data.augment.blend`), their texts (`objectives.pollution`) and their regions
+    (`data.regions.replace`) come from; without them none is blended, polluted or replaced.
     """
 
     config: PretrainConfig
@@ -91,8 +92,9 @@ class Preparation:
     @cached_property
     def pictures(self) -> Pictures:
         """What reads images, and remembers some."""
-        data, size = self.config.data, self.config.model.image_size
-        return Pictures(data.augment, size, int(data.keep_gigabytes * 1e9), self.sources, self.group)
+        data = self.config.data
+        shape = data.image_shape or self.config.model.image_size
+        return Pictures(data.augment, shape, int(data.keep_gigabytes * 1e9), self.sources, self.group)
 
     def transform(self, item: StreamedSample) -> Prepared:
         sample, rng = item.sample, item.rng()
@@ -102,7 +104,8 @@ class Preparation:
         masked_L, labels_L = self._mask(text, rng)
         picture = self._picture(item.identity, sample, rng)
         draws_K = rng.random(len(Draw))
-        group, regions = self.group(item.identity, sample), self._regions(sample, rng)
+        group = self.group(item.identity, sample)
+        regions = self._regions(sample, group, rng)
         phrase = self._phrase(sample, rng)
         return Prepared(picture, text, masked_L, labels_L, group, draws_K, regions, parts.label, phrase)
 
@@ -110,9 +113,10 @@ class Preparation:
         token_ids_BL, token_mask_BL = self.tokenizer.pad([item.text.ids_L for item in items])
         regions = [item.regions for item in items if item.regions is not None]
         phrases = [item.phrase for item in items if item.phrase is not None]
-        pictures = [item.picture for item in items if item.picture is not None]
+        pixels_BHWC, sizes_B2 = self.pictures.stack([item.picture for item in items if item.picture is not None])
         return Batch(
-            pixels_BHWC=self.pictures.stack(pictures) if pictures else None,
+            pixels_BHWC=pixels_BHWC,
+            image_sizes_B2=sizes_B2,
             token_ids_BL=token_ids_BL,
             token_mask_BL=token_mask_BL,
             segments_BL=self._segments([item.text.segments_L for item in items]),
@@ -126,15 +130,22 @@ class Preparation:
         )
 
     def _phrase(self, sample: Sample, rng: np.random.Generator) -> Phrase | None:
-        if self.config.objectives.box is None:
+        if self.config.objectives.phrases is None:
             return None
         words, box_4 = draw_phrase(sample, rng)
-        return Phrase(self.tokenizer.encode(words, self.config.data.max_tokens).ids_L, box_4)
+        text = self.tokenizer.encode(words, self.config.data.max_tokens)
+        return Phrase(text.ids_L, *self._mask(text, rng), _number(words), box_4)
 
     def _collate_phrases(self, phrases: list[Phrase]) -> dict[str, Tensor]:
         ids_BP, mask_BP = self.tokenizer.pad([phrase.ids_P for phrase in phrases])
-        boxes_B4 = torch.from_numpy(np.stack([phrase.box_4 for phrase in phrases]))
-        return {"phrase_ids_BP": ids_BP, "phrase_mask_BP": mask_BP, "phrase_box_B4": boxes_B4}
+        return {
+            "phrase_ids_BP": ids_BP,
+            "phrase_mask_BP": mask_BP,
+            "phrase_masked_ids_BP": self.tokenizer.pad([phrase.masked_ids_P for phrase in phrases])[0],
+            "phrase_labels_BP": torch.from_numpy(stack_rows([phrase.labels_P for phrase in phrases], IGNORE)),
+            "phrase_group_B": torch.tensor([phrase.group for phrase in phrases]),
+            "phrase_box_B4": torch.from_numpy(np.stack([phrase.box_4 for phrase in phrases])),
+        }
 
     @property
     def _pollutes(self) -> bool:
@@ -167,12 +178,18 @@ class Preparation:
     def _picture(self, identity: Identity, sample: Sample, rng: np.random.Generator) -> Picture | None:
         return None if self.config.model.vision.region else self.pictures.read(identity, sample, rng)
 
-    def _regions(self, sample: Sample, rng: np.random.Generator) -> Regions | None:
+    def _regions(self, sample: Sample, group: int, rng: np.random.Generator) -> Regions | None:
         config, region = self.config.data.regions, self.config.model.vision.region
         if config is None:
             return None
         features = region.features if region else None
-        return read_regions(sample, config, features, self.vocabulary, rng)
+
+        def elsewhere() -> np.ndarray | None:
+            other = draw_other(self.sources, self.group, group, rng) if self.sources else None
+            found_KF = None if other is None else other.region_features
+            return None if found_KF is None else found_KF[rng.integers(len(found_KF))].astype(np.float32)
+
+        return read_regions(sample, config, features, self.vocabulary, rng, elsewhere)
 
     def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
         if self.config.data.captions == "one":
@@ -189,8 +206,12 @@ class Preparation:
         return mask_tokens(text.ids_L, chosen_L, self.tokenizer.mask_id, len(self.tokenizer), rng)
 
     def group(self, identity: Identity, sample: Sample) -> int:
-        """63 bits of the group's name, or of the sample's identity: the same on every rank and in every run."""
+        """The number of the group's name, or of the sample's identity."""
         key = self.config.data.group_by
-        name = identity if key is None else sample.metadata[key]
-        digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1
+        return _number(identity if key is None else sample.metadata[key])
+
+
+def _number(name: object) -> int:
+    """63 bits, the same on every rank and in every run."""
+    digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

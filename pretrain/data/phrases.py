@@ -12,9 +12,17 @@ from shards.sample import Sample
 
 
 class Phrase(NamedTuple):
-    """Token ids, int64 [P], and left, top, right, bottom as shares of the image, float32 [4]."""
+    """What names a region, its words' group, and where that is.
+
+    Attributes:
+        ids_P, masked_ids_P, labels_P: int64 [P], as the fields of `pretrain.batch.Batch`.
+        box_4: float32 [4], left, top, right, bottom as shares of the image.
+    """
 
     ids_P: np.ndarray
+    masked_ids_P: np.ndarray
+    labels_P: np.ndarray
+    group: int
     box_4: np.ndarray
 
 

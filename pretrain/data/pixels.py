@@ -16,7 +16,8 @@ from pretrain.data.augment_config import AugmentConfig
 from pretrain.data.dice import throw
 from pretrain.data.groups import Groups
 from pretrain.data.kept import KeptPixels
-from pretrain.data.transforms import evaluation_pixels, flipped, stack_pixels, training_pixels
+from pretrain.data.shapes import pad_pixels
+from pretrain.data.transforms import Shape, evaluation_pixels, flipped, stack_pixels, training_pixels
 from shards.sample import Identity, Sample
 from shards.sources.base import Source
 
@@ -41,12 +42,12 @@ class Pictures:
     def __init__(
         self,
         config: AugmentConfig,
-        size: int,
+        shape: Shape,
         keep: int,
         sources: Sequence[Source],
         group: Callable[[Identity, Sample], int],
     ) -> None:
-        self._config, self._size, self._sources, self._group = config, size, sources, group
+        self._config, self._shape, self._sources, self._group = config, shape, sources, group
         self._kept = KeptPixels(keep if config.crop_scale == 1 else 0)
 
     @cached_property
@@ -64,18 +65,27 @@ class Pictures:
             partner_HWC = self._pixels(*found, rng)
         return Picture(pixels_HWC, partner_HWC if self.groups else None, draws_K)
 
-    def stack(self, pictures: Sequence[Picture]) -> Tensor:
-        """uint8 [B, S, S, 3]."""
+    def stack(self, pictures: Sequence[Picture]) -> tuple[Tensor | None, Tensor | None]:
+        """Pixels, uint8 [B, H, W, 3], and where they differ their sizes, int64 [B, 2]; None without pictures."""
+        pixels = [picture.pixels_HWC for picture in pictures]
+        if not pixels:
+            return None, None
         draws = [picture.draws_K for picture in pictures if picture.draws_K is not None]
+        if not isinstance(self._shape, int):
+            return pad_pixels(self._each(pixels, draws) if draws else pixels)
         if not draws:
-            return stack_pixels([picture.pixels_HWC for picture in pictures])
-        pixels_BHWC = torch.stack([picture.pixels_HWC for picture in pictures])
+            return stack_pixels(pixels), None
         partners = [picture.partner_HWC for picture in pictures if picture.partner_HWC is not None]
         partner_BHWC = torch.stack(partners) if partners else None
-        return augment(pixels_BHWC, partner_BHWC, torch.from_numpy(np.stack(draws)), self._config)
+        return augment(torch.stack(pixels), partner_BHWC, torch.from_numpy(np.stack(draws)), self._config), None
+
+    def _each(self, pixels: Sequence[Tensor], draws: Sequence[np.ndarray]) -> list[Tensor]:
+        """Images of different shapes, changed one by one."""
+        pairs = zip(pixels, draws, strict=True)
+        return [augment(image[None], None, torch.from_numpy(own)[None], self._config)[0] for image, own in pairs]
 
     def _pixels(self, identity: Identity, sample: Sample, rng: np.random.Generator) -> Tensor:
         if self._config.crop_scale < 1:
-            return training_pixels(sample, self._size, self._config, rng)
-        pixels_HWC = self._kept.get(identity, lambda: evaluation_pixels(sample, self._size))
+            return training_pixels(sample, self._shape, self._config, rng)
+        pixels_HWC = self._kept.get(identity, lambda: evaluation_pixels(sample, self._shape))
         return flipped(pixels_HWC, self._config, rng).contiguous()

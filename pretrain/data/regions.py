@@ -3,6 +3,7 @@
 Shapes: K regions, F features, C classes, A attributes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from shards.decode import image_size
 from shards.errors import UserError
 from shards.sample import Sample
 
+Elsewhere = Callable[[], np.ndarray | None]
+"""Draws the features of a region of another image, float [F]; None where there is none."""
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -26,6 +30,8 @@ class Regions:
     attributes_KA: np.ndarray
     probabilities_KC: np.ndarray | None
     hidden_K: np.ndarray
+    zeroed_K: np.ndarray | None = None
+    shown_KF: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes_K4)
@@ -59,6 +65,7 @@ def read_regions(
     features: int | None,
     vocabulary: RegionVocabulary,
     rng: np.random.Generator | None = None,
+    elsewhere: Elsewhere = lambda: None,
 ) -> Regions:
     """The `config.most` most confident regions in the order of the sample.
 
@@ -67,6 +74,7 @@ def read_regions(
     Args:
         features: As in `check_regions`.
         rng: What hides regions; None hides none.
+        elsewhere: What `config.replace` shows; where there is none, the region is not seen.
     """
     check_regions(sample, features)
     scores = np.array([region.score for region in sample.regions])
@@ -81,13 +89,20 @@ def read_regions(
     labels_K = np.array([vocabulary.label(region.label) for region in kept], np.int64)
     named = [[vocabulary.attribute(name) for name in region.attributes] for region in kept]
     read = sample.region_features if features is not None else None
+    features_KF = None if read is None else read[chosen].astype(np.float32)
+    hidden_K = np.zeros(len(kept), bool) if rng is None else hide(boxes_K4, config.hide, config.hide_overlap, rng)
+    zeroed_K, shown_KF = None, None
+    if rng is not None and (config.keep or config.replace):
+        zeroed_K, shown_KF = spare(hidden_K, features_KF, config, rng, elsewhere)
     return Regions(
-        features_KF=None if read is None else read[chosen].astype(np.float32),
+        features_KF=features_KF,
         boxes_K4=boxes_K4.clip(0, 1),
         labels_K=labels_K,
         attributes_KA=stack_rows([np.array(row, np.int64) for row in named], UNKNOWN),
         probabilities_KC=_probabilities(sample, chosen, labels_K, config.classes) if config.classes else None,
-        hidden_K=np.zeros(len(kept), bool) if rng is None else hide(boxes_K4, config.hide, config.hide_overlap, rng),
+        hidden_K=hidden_K,
+        zeroed_K=zeroed_K,
+        shown_KF=shown_KF,
     )
 
 
@@ -105,6 +120,30 @@ def hide(boxes_K4: np.ndarray, probability: float, overlap: float | None, rng: n
     if overlap is not None:
         hidden_K |= (overlaps(boxes_K4)[hidden_K] > overlap).any(0)
     return hidden_K
+
+
+def spare(
+    hidden_K: np.ndarray,
+    features_KF: np.ndarray | None,
+    config: RegionsConfig,
+    rng: np.random.Generator,
+    elsewhere: Elsewhere,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What is seen of the hidden regions: nothing, the region itself, or a region of another image.
+
+    Returns:
+        bool [K], of which nothing is seen; and what is seen of the others, float [K, F], None where that is their own.
+    """
+    fate_K = rng.random(len(hidden_K))
+    zeroed_K = hidden_K & (fate_K >= config.keep + config.replace)
+    if features_KF is None or not config.replace:
+        return zeroed_K, None
+    shown_KF = features_KF.copy()
+    for place in np.flatnonzero(hidden_K & ~zeroed_K & (fate_K >= config.keep)):
+        other_F = elsewhere()
+        zeroed_K[place] = other_F is None
+        shown_KF[place] = shown_KF[place] if other_F is None else other_F
+    return zeroed_K, shown_KF
 
 
 def overlaps(boxes_K4: np.ndarray) -> np.ndarray:
@@ -125,7 +164,7 @@ def stack_rows(rows: list[np.ndarray], fill: float | bool = 0) -> np.ndarray:
 
 
 def collate_regions(items: list[Regions]) -> dict[str, Tensor]:
-    """The `region_*` and `masked_regions` fields of a batch, padded to the largest number of regions."""
+    """The fields of a batch that regions fill, padded to the largest number of regions."""
     widest = max(item.attributes_KA.shape[1] for item in items)
     attributes = [
         np.pad(item.attributes_KA, ((0, 0), (0, widest - item.attributes_KA.shape[1])), constant_values=UNKNOWN)
@@ -139,6 +178,8 @@ def collate_regions(items: list[Regions]) -> dict[str, Tensor]:
         "masked_regions_BK": [item.hidden_K for item in items],
         "region_features_BKF": _present([item.features_KF for item in items]),
         "region_probabilities_BKC": _present([item.probabilities_KC for item in items]),
+        "zeroed_regions_BK": _present([item.zeroed_K for item in items]),
+        "shown_features_BKF": _present([item.shown_KF for item in items]),
     }
     fills = {"region_labels_BK": UNKNOWN, "region_attributes_BKA": UNKNOWN}
     there = {name: rows for name, rows in arrays.items() if rows is not None}

@@ -11,9 +11,14 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from pretrain.config import ImageShapeConfig
 from pretrain.data.augment_config import AugmentConfig
+from pretrain.data.shapes import kept_size
 from shards.decode import decode_image, resize
 from shards.sample import Sample
+
+Shape = int | ImageShapeConfig
+"""The side of a square, or how the aspect is kept."""
 
 
 class Box(NamedTuple):
@@ -25,18 +30,18 @@ class Box(NamedTuple):
     width: int
 
 
-def evaluation_pixels(sample: Sample, image_size: int) -> Tensor:
-    """The whole image squashed to a square, as ALBEF and BLIP evaluate; uint8 [S, S, 3]."""
-    return _square(decode_image(sample.image, sample.extension), image_size)
+def evaluation_pixels(sample: Sample, shape: Shape) -> Tensor:
+    """The whole image, uint8 [H, W, 3]: squashed to a square as ALBEF and BLIP evaluate, or in its own aspect."""
+    return _resized(decode_image(sample.image, sample.extension), shape)
 
 
-def training_pixels(sample: Sample, image_size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """A random part of the image, squashed and perhaps mirrored; uint8 [S, S, 3]."""
+def training_pixels(sample: Sample, shape: Shape, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """A random part of the image, perhaps mirrored; uint8 [H, W, 3]. With both off it is `evaluation_pixels`."""
     decoded_HWC = decode_image(sample.image, sample.extension)
     if config.crop_scale < 1:
         height, width = decoded_HWC.shape[:2]
         decoded_HWC = crop(decoded_HWC, random_box(height, width, config.crop_scale, rng))
-    return flipped(_square(decoded_HWC, image_size), config, rng).contiguous()
+    return flipped(_resized(decoded_HWC, shape), config, rng).contiguous()
 
 
 def flipped(pixels_HWC: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
@@ -54,8 +59,10 @@ def crop(pixels_HWC: np.ndarray, box: Box) -> np.ndarray:
     return pixels_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def _square(decoded_HWC: np.ndarray, image_size: int) -> Tensor:
-    return resize(decoded_HWC, image_size).permute(1, 2, 0)  # a view: it is channels_last in memory
+def _resized(decoded_HWC: np.ndarray, shape: Shape) -> Tensor:
+    height, width = decoded_HWC.shape[:2]
+    size = shape if isinstance(shape, int) else kept_size(height, width, shape)
+    return resize(decoded_HWC, size).permute(1, 2, 0)  # a view: it is channels_last in memory
 
 
 def random_box(height: int, width: int, smallest: float, rng: np.random.Generator) -> Box:

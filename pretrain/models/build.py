@@ -3,19 +3,22 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.models.blocks import ACTIVATIONS
 from pretrain.models.co_attention import CoAttention
 from pretrain.models.config import ModelConfig
 from pretrain.models.encoder_decoder import EncoderDecoder
+from pretrain.models.first_added import FirstAdded
 from pretrain.models.fusion import TextQueriesImage
+from pretrain.models.initial import start_trunk
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
 from pretrain.models.joint import Joint
 from pretrain.models.projection import TextHead
 from pretrain.models.regions import RegionEmbedder
-from pretrain.models.text import TextEncoder, self_contained_text
-from pretrain.models.tower import ImageTower, visual_embedder
+from pretrain.models.text import self_contained_text
+from pretrain.models.tower import ImageTower, text_encoder, visual_embedder
 from shards.errors import UserError
 
-Trunk = Joint | CoAttention | TextQueriesImage | EncoderDecoder
+Trunk = Joint | CoAttention | TextQueriesImage | EncoderDecoder | FirstAdded
 
 
 class DuoModel(nn.Module):
@@ -28,7 +31,7 @@ class DuoModel(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()
         self.vision = visual_embedder(config.vision, config.image_size)
-        self.text = TextEncoder(config.text, vocabulary)
+        self.text = text_encoder(config.text, vocabulary)
         if config.vision.region and config.vision.region.norm == "text":
             assert isinstance(self.vision, RegionEmbedder | ImageTower)
             self.vision.share_norm(self.text.embedding_norm)
@@ -36,6 +39,8 @@ class DuoModel(nn.Module):
         self.text_projection = _text_projection(self.text.width, config)
         self._shared_text = config.fusion.shared_text
         self.fusion = _trunk(config, self.text.width, self.vision.width)
+        if config.fusion.weights and self.fusion is not None:
+            start_trunk(self.fusion, config.fusion)
         self.shape = ModelShape(
             width=self.text.width,
             image_width=self.vision.width,
@@ -94,13 +99,19 @@ def self_contained(config: ModelConfig) -> ModelConfig:
         UserError: the folder that gives the text encoder's shape is not there.
     """
     vision = config.vision.model_copy(update={"weights": None})
-    return config.model_copy(update={"vision": vision, "text": self_contained_text(config.text)})
+    fusion = config.fusion.model_copy(update={"weights": None, "first_layer": 0})
+    return config.model_copy(update={"vision": vision, "text": self_contained_text(config.text), "fusion": fusion})
 
 
 def _projection(width: int, config: ModelConfig) -> nn.Module:
     if config.embedding_dim is None:
         return nn.Identity()
-    return nn.Linear(width, config.embedding_dim, bias=config.projection_bias)
+    between, last = config.projection, config.embedding_dim
+    if between is None:
+        return nn.Linear(width, last, bias=config.projection_bias)
+    layers = [nn.Linear(width, between.hidden), ACTIVATIONS[between.activation]()]
+    norm = [nn.LayerNorm(between.hidden, config.fusion.eps)] if between.norm else []
+    return nn.Sequential(*layers, *norm, nn.Linear(between.hidden, last, bias=config.projection_bias))
 
 
 def _text_projection(width: int, config: ModelConfig) -> nn.Module:
@@ -128,6 +139,8 @@ def _trunk(config: ModelConfig, text_width: int, image_width: int) -> Trunk | No
             return CoAttention(config.fusion, text_width, image_width)
         case "encoder_decoder":
             return EncoderDecoder(config.fusion, text_width, image_width)
+        case "first_added":
+            return FirstAdded(config.fusion, text_width, image_width)
         case "text_queries_image":
             return TextQueriesImage(config.fusion, text_width, image_width)
         case "none":

@@ -10,7 +10,7 @@ from pretrain.settings import Section
 
 Boxes = Literal["box4", "box5", "box6", "box7", "sines"]
 TextKind = Literal["bert", "roberta", "clip"]
-Trunk = Literal["joint", "co_attention", "text_queries_image", "encoder_decoder", "none"]
+Trunk = Literal["joint", "co_attention", "text_queries_image", "encoder_decoder", "first_added", "none"]
 Pooler = Literal["first", "tanh", "product", "concatenate"]
 
 
@@ -38,7 +38,8 @@ class RegionConfig(Section):
     ReLU network over the features, `relu` a ReLU behind what they became. `norm_parts` and `norm` put a LayerNorm on
     each part and on the result; `norm` `text` is the one that the words have (VisualBERT). `classes` appends the
     detector's distribution over so many classes to the box. `hidden` is what a hidden region becomes: zeros, or a
-    learned vector in place of the feature. `whole_image` puts the mean feature with a full box before the regions.
+    learned vector in place of the feature. `whole_image` puts the mean feature with a full box before the regions,
+    `class_token` a learned vector (LightningDOT).
     """
 
     features: int = Field(2048, ge=1)
@@ -55,6 +56,15 @@ class RegionConfig(Section):
     classes: int = Field(0, ge=0)
     hidden: Literal["zeros", "learned"] = "zeros"
     whole_image: bool = False
+    class_token: bool = False
+
+    @model_validator(mode="after")
+    def _one_stands_first(self) -> Self:
+        if self.whole_image and self.class_token:
+            raise ValueError(
+                "`model.vision.region.class_token` and `model.vision.region.whole_image` exclude each other"
+            )
+        return self
 
 
 class PatchConfig(Section):
@@ -78,9 +88,11 @@ class VisionConfig(Section):
 
     `name` is a timm model name, `options` are passed to its constructor, and `weights` names where its initial weights
     come from: null for random, a safetensors file, or `timm` for timm's own pretrained tag (needs a network or a filled
-    cache). `subset` keeps so many random tokens of each image in training (Pixel-BERT), null all. `tokens` `pooled`
-    yields the backbone's one pooled vector. `last_conv` false leaves out the 1x1 convolution that EfficientNets end
-    with (ALIGN). `width` adds a linear layer to that width. `blocks` puts self-attention over the tokens; `pooling`
+    cache); `patch` starts from a file of a timm ViT. `subset` keeps so many random tokens of each image in training
+    (Pixel-BERT), null all. `tokens` `pooled` yields the backbone's one pooled vector. `last_conv` false leaves out the
+    1x1 convolution that EfficientNets end with (ALIGN), `stages` keeps that many stages of a ResNet (SimVLM). `grids`
+    makes the tokens means over the cells of grids of these sides, one after the other (BriVL: 1 and 6), null one token
+    for each place. `width` adds a linear layer to that width. `blocks` puts self-attention over the tokens; `pooling`
     says which vector then stands for the image: the backbone's own, the first token's, or the mean of all.
     """
 
@@ -89,6 +101,8 @@ class VisionConfig(Section):
     weights: str | None = None
     tokens: Literal["all", "pooled"] = "all"
     last_conv: bool = True
+    stages: int | None = Field(None, ge=1, le=3)
+    grids: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=1)
     subset: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
     region: RegionConfig | None = None
@@ -110,7 +124,7 @@ class TextConfig(Section):
     `options` are fields of the kind's configuration class in transformers. `weights` is null for random, else a local
     folder or `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives
     the shape. `pooling` says what stands for the text: the first token (`cls`), the `last`, or the `mean`. `width` adds
-    a linear layer to that width.
+    a linear layer to that width, `blocks` puts self-attention of our own over the tokens (BriVL).
     """
 
     kind: TextKind = "bert"
@@ -118,6 +132,7 @@ class TextConfig(Section):
     weights: str | None = None
     pooling: Literal["cls", "last", "mean"] = "cls"
     width: int | None = Field(None, ge=1)
+    blocks: BlocksConfig | None = None
 
 
 class CoAttentionConfig(Section):
@@ -159,13 +174,16 @@ class FusionConfig(BlocksConfig):
     """How the modalities meet.
 
     `trunk`: `joint` (one sequence of both), `co_attention` (two streams with bridges), `text_queries_image`
-    (cross-attention, as in ALBEF), `encoder_decoder` (`decoder_depth` null for as many layers as the encoder) or `none`
-    (dual encoder). `pooler` makes the vector that stands for the pair: the text's `first` token, that through a `tanh`
+    (cross-attention, as in ALBEF), `encoder_decoder` (`decoder_depth` null for as many layers as the encoder),
+    `first_added` (each token of either side plus the first of the other, without a layer: LightningDOT) or `none` (dual
+    encoder). `pooler` makes the vector that stands for the pair: the text's `first` token, that through a `tanh`
     layer, the `product` of a ReLU layer's outputs for both sides' first tokens (ViLBERT), or both sides' tanh layers
     `concatenate`d (METER). `types` adds a learned vector per modality; `multiway` gives image tokens their own
     feed-forward and `image_on_text` adds the first image token to every text token (VL-BERT), in joint alone.
     `shared_text`: the layers in which text queries the image also encode text alone, by leaving that out (BLIP); the
     text encoder then only embeds. `recompute` saves memory: activations are computed again in the backward.
+    `weights` is null for random layers, else a local file or folder (or `package:` place) of a BERT as transformers
+    keeps it or of a ViT as timm does, of which `first_layer` starts the trunk's first.
     """
 
     trunk: Trunk = "text_queries_image"
@@ -177,6 +195,8 @@ class FusionConfig(BlocksConfig):
     multiway: bool = False
     co_attention: CoAttentionConfig = CoAttentionConfig()
     decoder_depth: int | None = Field(None, ge=1)
+    weights: str | None = None
+    first_layer: int = Field(0, ge=0)
     recompute: bool = False
 
 
@@ -188,12 +208,20 @@ class TextHeadConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
+class ProjectionConfig(Section):
+    """A layer of `hidden` units between an encoder's vector and the shared space, behind it a LayerNorm if `norm`."""
+
+    hidden: int = Field(ge=1)
+    activation: Activation = "gelu"
+    norm: bool = False
+
+
 class ModelConfig(Section):
     """trunk x visual embedder x text embedder.
 
     `embedding_dim` is the size of the shared space that both sides are projected to, null for none; `projection_bias`
-    false leaves out the biases there (CLIP). `image_projection` false takes the image's own vector, which then
-    must have that size (ALIGN). `text_head` null projects texts by a linear map.
+    false leaves out the biases there (CLIP), `projection` puts a layer in between, `text_head` takes the place of the
+    text's projection. `image_projection` false takes the image's own vector, which then must have that size (ALIGN).
     """
 
     image_size: int = Field(224, ge=16)
@@ -203,4 +231,5 @@ class ModelConfig(Section):
     embedding_dim: int | None = Field(256, ge=8)
     projection_bias: bool = True
     text_head: TextHeadConfig | None = None
+    projection: ProjectionConfig | None = None
     image_projection: bool = True

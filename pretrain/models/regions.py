@@ -33,10 +33,12 @@ def encode_boxes(boxes_BK4: Tensor, kind: Boxes) -> Tensor:
 class RegionEmbedder(nn.Module):
     """Features and boxes -> tokens; the regions that are hidden lose their features, not their boxes."""
 
+    any_shape = False
+
     def __init__(self, config: RegionConfig) -> None:
         super().__init__()
         self.config, self.width, self.pooled_width = config, config.width, config.width
-        self.prefix = int(config.whole_image)
+        self.prefix = int(config.whole_image or config.class_token)
         place = SIZES[config.box] + config.classes if config.box else 0
         joined = config.combine == "concatenate"
         self.feature = _layers(config.features + place * joined, config.width, config.layers)
@@ -48,7 +50,10 @@ class RegionEmbedder(nn.Module):
         self.relu = nn.ReLU() if config.relu else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
         self.mask_vector = nn.Parameter(torch.zeros(config.features)) if config.hidden == "learned" else None
+        self.class_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         initialize(self)
+        if self.class_token is not None:
+            nn.init.normal_(self.class_token, std=0.02)
 
     def share_norm(self, norm: nn.Module) -> None:
         """From now on the result goes through a LayerNorm that words have too."""
@@ -67,8 +72,11 @@ class RegionEmbedder(nn.Module):
             features_BNF = torch.cat([mean_BF[:, None], features_BNF], 1)
             mask_BN = F.pad(mask_BN, (1, 0), value=True)
             place_BNP = None if place_BNP is None else torch.cat([self._whole(place_BNP), place_BNP], 1)
-        tokens_BND = self.drop(self.norm(self._combine(features_BNF, place_BNP)))
-        return ImageTokens.pooled_by(tokens_BND, mask_BN, "first" if self.config.whole_image else "mean")
+        tokens_BND = self.norm(self._combine(features_BNF, place_BNP))
+        if self.class_token is not None:
+            tokens_BND = torch.cat([self.class_token.expand(len(tokens_BND), -1, -1), tokens_BND], 1)
+            mask_BN = F.pad(mask_BN, (1, 0), value=True)
+        return ImageTokens.pooled_by(self.drop(tokens_BND), mask_BN, "first" if self.prefix else "mean")
 
     def example(self) -> ImageInput:
         """One region of one image, for a look at shapes."""

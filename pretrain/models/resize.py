@@ -9,11 +9,10 @@ Shapes: D width, h x w places.
 import sys
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.models.build import DuoModel
-from pretrain.models.patches import PatchEmbedder
+from pretrain.models.patches import PatchEmbedder, stretch
 from pretrain.models.vision import ImageEncoder
 from shards.errors import UserError
 
@@ -31,14 +30,11 @@ def at_size(weights: Mapping[str, Tensor], model: DuoModel) -> dict[str, Tensor]
         return dict(weights)
     vision = model.vision
     if isinstance(vision, PatchEmbedder):
-        return {**weights, "vision.positions": _stretched(weights["vision.positions"], vision.positions)}
+        rows, columns = vision.positions.shape[2:]
+        return {**weights, "vision.positions": stretch(weights["vision.positions"], rows, columns)}
     if not isinstance(vision, ImageEncoder) or not odd[0].startswith(BACKBONE):
         raise UserError(f"`ckpt` has {odd[0]} in another shape than the model")
     return {**weights, **_timm_resized(weights, vision)}
-
-
-def _stretched(positions_1Dhw: Tensor, wanted_1Dhw: Tensor) -> Tensor:
-    return F.interpolate(positions_1Dhw, wanted_1Dhw.shape[2:], mode="bilinear", align_corners=True)
 
 
 def _timm_resized(weights: Mapping[str, Tensor], vision: ImageEncoder) -> dict[str, Tensor]:

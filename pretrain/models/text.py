@@ -5,7 +5,7 @@ Shapes: B texts, L tokens, P tokens that are there, D width.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,14 +75,7 @@ class TextEncoder(nn.Module):
     def forward(self, text: TextInput, causal: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens float [B, L, D] and pooled float [B, D]. CLIP's tokens see only what stands before them anyway."""
         tokens_BLD = self.project(self._tokens(text, causal))
-        match self.pooling:
-            case "cls":
-                return tokens_BLD, tokens_BLD[:, 0]
-            case "last":
-                last_B = text.mask_BL.sum(1) - 1
-                return tokens_BLD, tokens_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
-            case "mean":
-                return tokens_BLD, masked_mean(tokens_BLD, text.mask_BL)
+        return tokens_BLD, pool_text(tokens_BLD, text.mask_BL, self.pooling)
 
     def _tokens(self, text: TextInput, causal: bool) -> Tensor:
         """transformers' layers over packed tokens; zeros where there is no token."""
@@ -123,6 +116,18 @@ def attend_packed(
 
 PACKED = "duostream_packed"
 ALL_ATTENTION_FUNCTIONS.register(PACKED, attend_packed)
+
+
+def pool_text(tokens_BLD: Tensor, mask_BL: Tensor, pooling: Literal["cls", "last", "mean"]) -> Tensor:
+    """The vector that stands for the text, float [B, D]."""
+    match pooling:
+        case "cls":
+            return tokens_BLD[:, 0]
+        case "last":
+            last_B = mask_BL.sum(1) - 1
+            return tokens_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
+        case "mean":
+            return masked_mean(tokens_BLD, mask_BL)
 
 
 SHAPE = (

@@ -4,11 +4,13 @@ Shapes: B images, H x W pixels, N tokens (prefix tokens included), D width.
 """
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,10 +32,12 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config, self.image_size = config, image_size
         self.backbone = _create(config, image_size)
+        self.any_shape = not _sized(self.backbone)
         self.pooled_width: int = self.backbone.head_hidden_size
         inner = self.backbone.num_features if config.tokens == "all" else self.pooled_width
         self.width: int = config.width or inner
-        self.prefix: int = getattr(self.backbone, "num_prefix_tokens", 0) if config.tokens == "all" else 0
+        has_prefix = config.tokens == "all" and not config.grids
+        self.prefix: int = getattr(self.backbone, "num_prefix_tokens", 0) if has_prefix else 0
         self.project = nn.Linear(inner, config.width) if config.width else nn.Identity()
         data = timm.data.resolve_model_data_config(self.backbone)
         self.register_buffer("mean", torch.tensor(data["mean"]) * 255, persistent=False)
@@ -42,19 +46,41 @@ class ImageEncoder(nn.Module):
     def forward(self, image: ImageInput) -> ImageTokens:
         """Tokens float [B, N, D], pooled float [B, P]."""
         assert image.pixels_BHWC is not None
-        dtype = next(self.backbone.parameters()).dtype
-        normal_BHWC = (image.pixels_BHWC.float() - self.mean) / self.std
-        features = self.backbone.forward_features(normal_BHWC.permute(0, 3, 1, 2).to(dtype))
-        pooled_BP = self.backbone.forward_head(features, pre_logits=True)
-        if self.config.tokens == "pooled":
-            tokens_BND = pooled_BP[:, None]
+        if image.sizes_B2 is None:
+            tokens_BND, pooled_BP = self._encode(image.pixels_BHWC)
+            mask_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
         else:
-            tokens_BND = as_tokens(features, self.backbone.num_features)
-        mask_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
+            tokens_BND, mask_BN, pooled_BP = self._by_shape(image.pixels_BHWC, image.sizes_B2)
         if self.training and self.config.subset:
             places_BK = random_subset(mask_BN, self.config.subset)
             tokens_BND, mask_BN = pick(tokens_BND, places_BK), mask_BN.gather(1, places_BK)
         return ImageTokens(self.project(tokens_BND), mask_BN, pooled_BP)
+
+    def _by_shape(self, pixels_BHWC: Tensor, sizes_B2: Tensor) -> ImageTokens:
+        """Images of one shape together: what pads an image never reaches the network, whose edges it would change."""
+        sizes = [tuple(size) for size in sizes_B2.tolist()]  # host sync here
+        rows = {size: [row for row, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)}
+        parts = [self._encode(pixels_BHWC[picked, : size[0], : size[1]]) for size, picked in rows.items()]
+        longest = max(tokens_bND.shape[1] for tokens_bND, _ in parts)
+        tokens = [F.pad(tokens_bND, (0, 0, 0, longest - tokens_bND.shape[1])) for tokens_bND, _ in parts]
+        masks = [torch.arange(longest).expand(len(t), -1) < t.shape[1] for t, _ in parts]
+        order_B = torch.tensor([row for picked in rows.values() for row in picked]).argsort().to(sizes_B2.device)
+        mask_BN = torch.cat(masks).to(sizes_B2.device)[order_B]
+        return ImageTokens(torch.cat(tokens)[order_B], mask_BN, torch.cat([pooled for _, pooled in parts])[order_B])
+
+    def _encode(self, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens float [B, N, D] and pooled float [B, P] of images of one shape."""
+        dtype = next(self.backbone.parameters()).dtype
+        normal_BHWC = (pixels_BHWC.float() - self.mean) / self.std
+        features = self.backbone.forward_features(normal_BHWC.permute(0, 3, 1, 2).to(dtype))
+        pooled_BP = self.backbone.forward_head(features, pre_logits=True)
+        if self.config.tokens == "pooled":
+            tokens_BND = pooled_BP[:, None]
+        elif self.config.grids:
+            tokens_BND = cells(as_grid(features, self.backbone.num_features), self.config.grids)
+        else:
+            tokens_BND = as_tokens(features, self.backbone.num_features)
+        return tokens_BND, pooled_BP
 
     def example(self) -> ImageInput:
         """One black image."""
@@ -62,10 +88,19 @@ class ImageEncoder(nn.Module):
 
 
 def as_tokens(features: Tensor, width: int) -> Tensor:
-    if features.ndim == 3:
-        return features
-    channels_last = features.shape[-1] == width  # Swin yields NHWC, convolutional networks NCHW
-    return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+    """float [B, N, D], a grid row by row."""
+    return features if features.ndim == 3 else as_grid(features, width).flatten(2).transpose(1, 2)
+
+
+def as_grid(features: Tensor, width: int) -> Tensor:
+    """float [B, D, h, w]: Swin yields NHWC, convolutional networks NCHW."""
+    return features.movedim(-1, 1) if features.shape[-1] == width else features
+
+
+def cells(grid_BDhw: Tensor, sides: Sequence[int]) -> Tensor:
+    """Means over the cells of `side` x `side` cuts, the sides one after the other; float [B, N, D]."""
+    cuts = [F.adaptive_avg_pool2d(grid_BDhw, side).flatten(2) for side in sides]
+    return torch.cat(cuts, 2).transpose(1, 2)
 
 
 def _create(config: VisionConfig, image_size: int) -> Any:
@@ -84,6 +119,10 @@ def _create(config: VisionConfig, image_size: int) -> Any:
         _load(model, locate("model.vision.weights", config.weights))
     if not config.last_conv:
         _leave_out_last_conv(model, config.name)
+    if config.stages:
+        _leave_out_stages(model, config.stages, config.name)
+    if config.grids is not None and int(getattr(model, "num_prefix_tokens", 0)):
+        raise UserError(f"`model.vision.grids` (={config.grids}) are cut from a grid, and {config.name} yields none")
     return model
 
 
@@ -94,11 +133,22 @@ def _leave_out_last_conv(model: Any, name: str) -> None:
     model.conv_head, model.bn2 = nn.Identity(), nn.Identity()
 
 
+def _leave_out_stages(model: Any, stages: int, name: str) -> None:
+    if not hasattr(model, "layer4"):
+        raise UserError(f"`model.vision.stages` (={stages}) is for ResNets, not {name}")
+    model.num_features = model.head_hidden_size = model.feature_info[stages]["num_chs"]  # 0 is the stem
+    for stage in range(stages + 1, 5):
+        setattr(model, f"layer{stage}", nn.Identity())
+
+
 def _takes_image_size(name: str) -> bool:
     """Transformers with position tables are built for one size; convolutional networks take any."""
     with torch.device("meta"):
-        probe = timm.create_model(name)
-    return "img_size" in inspect.signature(type(probe).__init__).parameters
+        return _sized(timm.create_model(name))
+
+
+def _sized(model: nn.Module) -> bool:
+    return "img_size" in inspect.signature(type(model).__init__).parameters
 
 
 def _load(model: nn.Module, path: Path) -> None:

@@ -4,13 +4,12 @@ The phrase of one region of each image (attributes and label) is fused with the 
 for the pair predicts the region's box. The loss is in `boxes`.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.models.interface import ModelShape
 from pretrain.objectives.boxes import box_loss
 from pretrain.objectives.config import BoxConfig
-from pretrain.objectives.mrm import present
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Objective, present, two_layers
 from pretrain.objectives.views import Look, Views
 
 
@@ -22,8 +21,7 @@ class Box(Objective):
 
     def __init__(self, config: BoxConfig, shape: ModelShape) -> None:
         super().__init__()
-        width, inner = shape.pooled_width, 2 * shape.pooled_width
-        self.head = nn.Sequential(nn.Linear(width, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, 4))
+        self.head = two_layers(shape.pooled_width, 4)
 
     def forward(self, views: Views) -> Tensor:
         predicted_B4 = self.head(views.fused_phrase.pooled_BD).sigmoid()

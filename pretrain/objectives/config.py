@@ -20,7 +20,8 @@ class ITCConfig(ObjectiveConfig):
     `similarity`: of the `pooled` vectors, the token-wise maximum of all `tokens` (FILIP), or the maximum over the
     image's tokens as `queries` (BLIP-2). `loss`: `softmax`, or the `sigmoid` of SigLIP, which starts at `bias`.
     `temperature` is learned within `limits`. `targets` `distilled` and a `queue` of so many features (0: none) read
-    the momentum towers (`objectives.momentum`).
+    the momentum towers (`objectives.momentum`). `regions` is the weight of the same loss between the phrases of regions
+    and those parts of the image (X-VLM, arXiv:2111.08276), 0 for none.
     """
 
     similarity: Literal["pooled", "tokens", "queries"] = "pooled"
@@ -31,6 +32,7 @@ class ITCConfig(ObjectiveConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     targets: Literal["hard", "distilled"] = "hard"
     queue: int = Field(0, ge=0)
+    regions: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -41,6 +43,10 @@ class ITCConfig(ObjectiveConfig):
             )
         if self.similarity != "pooled" and not plain:
             raise ValueError(f"`objectives.itc.similarity` (={self.similarity}) takes hard targets and no queue")
+        if self.regions and (self.similarity != "pooled" or self.loss != "softmax" or not plain):
+            raise ValueError(
+                f"`objectives.itc.regions` (={self.regions}) takes pooled similarities, softmax, hard targets, no queue"
+            )
         return self
 
 
@@ -98,14 +104,20 @@ class ITMConfig(ObjectiveConfig):
     each pair meets a wrong text and a wrong image, `hard` ones by the similarity of contrast (ALBEF, arXiv:2107.07651)
     or `random` ones; or its text is replaced with probability one half (`swap`, as in ViLBERT). They come from the
     `global` batch, or from the rank's own part (`local`: no gathering, but the result depends on the number of ranks).
+    `head` is one `linear` layer or two (`mlp`, X-VLM). `regions` is the weight of the same loss on regions and their
+    phrases, 0 for none.
     """
 
     negatives: Literal["hard", "random", "swap"] = "hard"
     pool: Literal["global", "local"] = "global"
+    head: Literal["linear", "mlp"] = "linear"
+    regions: float = Field(0.0, ge=0)
     ranking: RankingConfig | None = None
 
     @model_validator(mode="after")
     def _swap_is_global(self) -> Self:
+        if self.negatives == "swap" and self.regions:
+            raise ValueError(f"`objectives.itm.regions` (={self.regions}) takes hard or random negatives, not swap")
         if self.negatives == "swap" and self.pool == "local":
             raise ValueError("`objectives.itm.pool` (=local) is for hard and random negatives; texts swap globally")
         return self
@@ -125,7 +137,8 @@ class MLMConfig(ObjectiveConfig):
     `second_probability` is the chance of tokens of the second segment (tags), null for `probability`. `image` `masked`
     hides regions at the same time (ViLBERT, LXMERT). `targets` `distilled` follow the momentum towers. `tied` false
     predicts with a matrix other than the words' embedding (ViLT, METER). `eps` is of the head's LayerNorm, null for the
-    trunk's.
+    trunk's. `regions` is the weight of the same loss on the phrases of regions, which see those parts of the image
+    alone, 0 for none.
     """
 
     probability: float = Field(0.15, gt=0, lt=1)
@@ -135,6 +148,13 @@ class MLMConfig(ObjectiveConfig):
     targets: Literal["hard", "distilled"] = "hard"
     tied: bool = True
     eps: float | None = Field(None, gt=0)
+    regions: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _regions_have_hard_targets(self) -> Self:
+        if self.regions and self.targets != "hard":
+            raise ValueError(f"`objectives.mlm.regions` (={self.regions}) takes hard targets, not {self.targets}")
+        return self
 
 
 class Seq2SeqConfig(ObjectiveConfig):
@@ -244,6 +264,12 @@ class ObjectivesConfig(Section):
     def chosen(self) -> dict[str, ObjectiveConfig]:
         """The objectives that are not null, by name."""
         return {name: config for name, config in self if isinstance(config, ObjectiveConfig)}
+
+    @property
+    def phrases(self) -> str | None:
+        """The first setting that reads the phrases of regions, None where none does."""
+        readers = [f"objectives.{n}.regions" for n, one in self.chosen.items() if getattr(one, "regions", 0)]
+        return "objectives.box" if self.box else next(iter(readers), None)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -25,7 +25,7 @@ from pretrain.objectives.contrast import (
 )
 from pretrain.objectives.late_interaction import query_maximum, token_maximum
 from pretrain.objectives.negatives import gather_encoded
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Objective, present
 from pretrain.objectives.queue import FeatureQueue
 from pretrain.objectives.views import Views
 from shards.errors import UserError
@@ -42,13 +42,12 @@ class Gallery(NamedTuple):
 class ITC(Objective):
     """Owns the temperature, learned in log space, the bias of the sigmoid, and the queue."""
 
-    reads = ("text", "image")
-
     def __init__(self, config: ITCConfig, shape: ModelShape) -> None:
         super().__init__()
         if shape.embedding_dim is None:
             raise UserError("`objectives.itc` compares in a shared space, so `model.embedding_dim` must not be null")
         self.config = config
+        self.reads = ("text", "image", "phrase", "region") if config.regions else ("text", "image")
         # Shape [1]: DeepSpeed refuses parameters without dimensions.
         self.log_temperature = nn.Parameter(torch.tensor([config.temperature]).log())
         self.bias = nn.Parameter(torch.tensor([config.bias])) if config.loss == "sigmoid" else None
@@ -60,6 +59,15 @@ class ITC(Objective):
         return self.log_temperature.exp().clamp(*self.config.limits)
 
     def forward(self, views: Views) -> Tensor:
+        loss, weight = self._whole(views), self.config.regions
+        return loss + weight * self._of_regions(views) if weight else loss
+
+    def _of_regions(self, views: Views) -> Tensor:
+        group_B, smoothing = present(views.batch.phrase_group_B), self.config.label_smoothing
+        region_BE, phrase_BE = views.region.embedding_BE, views.phrase.embedding_BE
+        return contrastive_loss(region_BE, phrase_BE, group_B, self.temperature, label_smoothing=smoothing)
+
+    def _whole(self, views: Views) -> Tensor:
         group_B = views.batch.group_B
         if self.config.similarity == "tokens":
             return self._both_ways(*self._token_logits(views), group_B)

@@ -20,7 +20,7 @@ from pretrain.models.interface import Encoded, Fused, Memory, ModelShape
 from pretrain.objectives.alternatives import ranking_loss, score_alternatives
 from pretrain.objectives.config import ITMConfig
 from pretrain.objectives.negatives import draw_negatives, gather_encoded
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Objective, present, two_layers
 from pretrain.objectives.views import Look, Views
 from pretrain.precision import full, in_full_precision
 from shards.errors import UserError
@@ -55,7 +55,9 @@ class ITM(Objective):
             )
         swaps = self.judges and config.negatives == "swap"
         self.reads = (*(("fused_swapped",) if swaps else ()), *(("text", "image") if ranking or not swaps else ()))
-        self.head = nn.Linear(shape.pooled_width, 2)
+        if config.regions:
+            self.reads = (*self.reads, "phrase", "region")
+        self.head = nn.Linear(shape.pooled_width, 2) if config.head == "linear" else two_layers(shape.pooled_width, 2)
 
     def score(self, fused: Fused) -> Tensor:
         """Log-odds of a match, float [B]; of a head that was trained to rank, its row for a match."""
@@ -77,16 +79,21 @@ class ITM(Objective):
         if self.config.negatives == "swap":
             match_B = views.swap.match_B
             return matching_loss(self.head(views.fused_swapped.pooled_BD), match_B, torch.ones_like(match_B))
-        return self._against_negatives(views)
+        loss = self._against_negatives(views, views.text, views.image, views.memory, views.batch.group_B)
+        if not self.config.regions:
+            return loss
+        group_B = present(views.batch.phrase_group_B)
+        of_regions = self._against_negatives(views, views.phrase, views.region, views.region_memory, group_B)
+        return loss + self.config.regions * of_regions
 
-    def _against_negatives(self, views: Views) -> Tensor:
-        text, image, draws_BK, group_B = views.text, views.image, views.batch.draws_BK, views.batch.group_B
+    def _against_negatives(self, views: Views, text: Encoded, image: Encoded, right: Memory, group_B: Tensor) -> Tensor:
+        """Each text with its image (`right`: the images as the trunk remembers them), and both with a wrong partner."""
+        draws_BK = views.batch.draws_BK
         every = self.config.pool == "global"
         texts, images = (gather_encoded(text), gather_encoded(image)) if every else (text, image)
         allowed_BG = group_B[:, None] != (gather(group_B) if every else group_B)
         wrong_text = texts.rows(self._draw(image, texts, allowed_BG, draws_BK[:, Draw.WRONG_TEXT]))
         wrong_image_B = self._draw(text, images, allowed_BG, draws_BK[:, Draw.WRONG_IMAGE])
-        right = views.memory
         own = not every or world() == 1  # images of this rank are remembered already
         wrong = right.rows(wrong_image_B) if own else views.model.remember(images.rows(wrong_image_B))
         judged = Encoded.concatenate([text, wrong_text, text])

@@ -13,6 +13,7 @@ from pretrain.models.interface import ModelShape
 from pretrain.models.packing import at
 from pretrain.objectives.config import MLMConfig, Seq2SeqConfig
 from pretrain.objectives.language import LanguageHead, distilled_word_loss, word_loss
+from pretrain.objectives.objective import present
 from pretrain.objectives.views import Look, Views
 
 
@@ -25,15 +26,25 @@ class MLM(LanguageHead):
         super().__init__(shape, config.tied, config.eps)
         self.config = config
         self.follows = config.targets == "distilled"
-        self.reads = ("fused_masked_both" if config.image == "masked" else "fused_masked_text",)
+        view = "fused_masked_both" if config.image == "masked" else "fused_masked_text"
+        self.reads = (view, "fused_masked_phrase") if config.regions else (view,)
 
     def predictions(self, views: Views) -> Tensor:
         """Logits of the masked tokens, float [M, V]."""
-        [view] = self.reads
         hidden_BL = views.batch.masked_labels_BL != IGNORE
-        return self.logits(at(getattr(views, view).text_BLD, hidden_BL), views.model.word_embedding_VD)
+        return self.logits(at(getattr(views, self.reads[0]).text_BLD, hidden_BL), views.model.word_embedding_VD)
 
     def forward(self, views: Views) -> Tensor:
+        loss, weight = self._whole(views), self.config.regions
+        return loss + weight * self._of_regions(views) if weight else loss
+
+    def _of_regions(self, views: Views) -> Tensor:
+        labels_BP = present(views.batch.phrase_labels_BP)
+        text_BPD = views.fused_masked_phrase.text_BLD[:, : labels_BP.shape[1]]  # padded to the longest text
+        words_MD = at(text_BPD, labels_BP != IGNORE)
+        return word_loss(self.logits(words_MD, views.model.word_embedding_VD), labels_BP[labels_BP != IGNORE])
+
+    def _whole(self, views: Views) -> Tensor:
         labels_BL = views.batch.masked_labels_BL
         logits_MV, labels_M = self.predictions(views), labels_BL[labels_BL != IGNORE]
         if self.config.targets == "hard":

@@ -6,19 +6,15 @@ arXiv:1908.02265) and attributes (LXMERT). Which regions are hidden is decided w
 Shapes: B pairs on this rank, K regions, M hidden regions, D width, F region features.
 """
 
-from typing import TypeVar
-
 from torch import Tensor, nn
 
 from pretrain.models.interface import ModelShape
 from pretrain.models.packing import at
 from pretrain.objectives.config import MRAConfig, MRCConfig, MRFConfig
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Objective, present
 from pretrain.objectives.regions import attribute_loss, distribution_loss, feature_regression, label_loss
 from pretrain.objectives.views import Views
 from shards.errors import UserError
-
-Present = TypeVar("Present")
 
 
 class RegionHead(Objective):
@@ -85,9 +81,3 @@ class MRA(RegionHead):
 def hidden(views: Views) -> Tensor:
     """bool [B, K]."""
     return present(views.batch.masked_regions_BK)
-
-
-def present(value: Present | None) -> Present:
-    """What the configuration was checked to provide."""
-    assert value is not None, "the batch or the trunk lacks what masked region modelling reads"
-    return value

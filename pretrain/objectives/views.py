@@ -14,15 +14,17 @@ from functools import cached_property, partial
 from typing import Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.batch import Batch, Draw
 from pretrain.data.masking import IGNORE
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, TextInput, VisionLanguageModel
 from pretrain.objectives.negatives import Swap, gather_encoded, swap_texts
+from pretrain.objectives.phrases import phrase_input, region_of
 from pretrain.rows import Rows
 
-TEXTS = ("text", "masked_text", "phrase")
+TEXTS = ("text", "masked_text", "phrase", "masked_phrase")
 IMAGES = ("image", "masked_image")
 FUSED: dict[str, tuple[str, str, Attention]] = {
     "fused_clean": ("text", "image", "bidirectional"),
@@ -31,13 +33,14 @@ FUSED: dict[str, tuple[str, str, Attention]] = {
     "fused_masked_both": ("masked_text", "masked_image", "bidirectional"),
     "fused_swapped": ("swapped_text", "image", "bidirectional"),
     "fused_phrase": ("phrase", "image", "bidirectional"),
+    "fused_masked_phrase": ("masked_phrase", "region", "bidirectional"),
     "fused_seq2seq": ("masked_text", "image", "seq2seq"),
     "fused_prefix": ("prefix_text", "image", "prefix"),
     "fused_causal": ("causal_text", "image", "causal"),
 }
 """What each fused view is made of: a text, an image, and who sees whom."""
-DERIVED = {"prefix_text": "text", "swapped_text": "text"}
-"""Texts that are another text seen differently, without an encoding of their own."""
+DERIVED = {"prefix_text": "text", "swapped_text": "text", "region": "image"}
+"""Texts and images that are another one seen differently, without an encoding of their own."""
 
 
 class Look(IntEnum):
@@ -91,7 +94,7 @@ class Views:
         wanted = {*reads, *sides} | {DERIVED[name] for name in {*reads, *sides} & DERIVED.keys()}
         self._texts = _Together([n for n in TEXTS if n in wanted], self._text_input, self._encode_texts)
         self._images = _Together([n for n in IMAGES if n in wanted], self._image_input, self._encode_images)
-        seen = [n for n in IMAGES if n in sides]
+        seen = [n for n in IMAGES if n in {DERIVED.get(side, side) for side in sides}]
         self._memories = _Together(seen, self._images.__getitem__, self._remember)
         self._fused = {
             attention: _Together(
@@ -121,6 +124,21 @@ class Views:
     def phrase(self) -> Encoded:
         """What names one region (`Batch.phrase_ids_BP`)."""
         return self._texts["phrase"]
+
+    @property
+    def masked_phrase(self) -> Encoded:
+        """The phrase with words hidden (`Batch.phrase_masked_ids_BP`)."""
+        return self._texts["masked_phrase"]
+
+    @cached_property
+    def region(self) -> Encoded:
+        """The part of each image that the phrase names: its tokens, and their mean in the shared space."""
+        return region_of(self.image, self.batch, self.model)
+
+    @cached_property
+    def region_memory(self) -> Memory:
+        """The same parts as the fusion layers see them."""
+        return replace(self.memory, mask_BN=self.region.mask_BT)
 
     @cached_property
     def causal_text(self) -> Encoded:
@@ -191,6 +209,11 @@ class Views:
         return self._pairs("fused_phrase")
 
     @property
+    def fused_masked_phrase(self) -> Fused:
+        """Hidden words of a region's phrase, and that region."""
+        return self._pairs("fused_masked_phrase")
+
+    @property
     def fused_seq2seq(self) -> Fused:
         """Hidden words that see the image and what stands before them (Unified-VLP)."""
         return self._pairs("fused_seq2seq")
@@ -214,33 +237,43 @@ class Views:
 
     def _pair(self, name: str) -> tuple[Encoded, Memory]:
         text, image, _ = FUSED[name]
-        return replace(getattr(self, text), read_BT=self._read(name, text)), self._memories[image]
+        return replace(getattr(self, text), read_BT=self._read(name, text)), self._memory(image)
+
+    def _memory(self, image: str) -> Memory:
+        return self.region_memory if image == "region" else self._memories[image]
 
     def _read(self, name: str, text: str) -> Tensor | None:
         """bool [B, L], the text tokens of a fused view that will be read; None for everything."""
+        mask_BL = getattr(self, text).mask_BT
         match self._looks.get(name, Look.ALL):
             case Look.PAIR:
-                return torch.zeros_like(getattr(self, text).mask_BT)
+                return torch.zeros_like(mask_BL)
             case Look.HIDDEN_WORDS:
-                return self.batch.masked_labels_BL != IGNORE
+                labels_BL = self.batch.phrase_labels_BP if text == "masked_phrase" else self.batch.masked_labels_BL
+                assert labels_BL is not None, "the batch was made without phrases"
+                return F.pad(labels_BL != IGNORE, (0, mask_BL.shape[1] - labels_BL.shape[1]))
             case _:
                 return None
 
     def _text_input(self, name: str) -> TextInput:
         batch = self.batch
-        if name == "phrase":
-            return _phrase_input(batch)
+        if name in ("phrase", "masked_phrase"):
+            return phrase_input(batch, masked=name == "masked_phrase")
         ids_BL = batch.masked_ids_BL if name == "masked_text" else batch.token_ids_BL
         return TextInput(ids_BL, batch.token_mask_BL, batch.segments_BL)
 
     def _image_input(self, name: str) -> ImageInput:
         batch = self.batch
-        hidden_BK = batch.masked_regions_BK
+        hidden_BK, features_BKF = batch.masked_regions_BK, batch.region_features_BKF
         if hidden_BK is not None and name == "image":
             hidden_BK = hidden_BK.new_zeros(hidden_BK.shape)
+        elif batch.zeroed_regions_BK is not None:
+            hidden_BK = batch.zeroed_regions_BK
+        if name == "masked_image" and batch.shown_features_BKF is not None:
+            features_BKF = batch.shown_features_BKF
         return ImageInput(
             pixels_BHWC=batch.pixels_BHWC,
-            features_BKF=batch.region_features_BKF,
+            features_BKF=features_BKF,
             boxes_BK4=batch.region_boxes_BK4,
             mask_BK=batch.region_mask_BK,
             hidden_BK=hidden_BK,
@@ -262,13 +295,6 @@ class Views:
         if any(text.read_BT is None for text in texts):  # one forward for all of them
             texts = [replace(text, read_BT=None) for text in texts]
         return self.model.fuse(Encoded.concatenate(texts), Memory.concatenate(memories), attention)
-
-
-def _phrase_input(batch: Batch) -> TextInput:
-    ids_BP, mask_BP = batch.phrase_ids_BP, batch.phrase_mask_BP
-    assert ids_BP is not None, "the batch was made without phrases"
-    assert mask_BP is not None
-    return TextInput(ids_BP, mask_BP, None if batch.segments_BL is None else torch.zeros_like(ids_BP))
 
 
 def prefix(batch: Batch) -> Tensor:

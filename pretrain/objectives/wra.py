@@ -12,8 +12,7 @@ from torch import Tensor
 from pretrain.distributed import global_mean
 from pretrain.models.interface import ModelShape
 from pretrain.objectives.config import WRAConfig
-from pretrain.objectives.mrm import present
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Objective, present
 from pretrain.objectives.transport import transport_distance
 from pretrain.objectives.views import Views
 from shards.errors import UserError

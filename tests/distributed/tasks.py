@@ -8,7 +8,7 @@ from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
 from pretrain.task import Task
 from tests.distributed.group import Found, mean_over_ranks, rows_of_rank
-from tests.pretrain.tiny import CLASSES, VOCABULARY, random_batch, region_batch, tiny_config, tiny_joint
+from tests.pretrain.tiny import CLASSES, VOCABULARY, phrase_batch, random_batch, region_batch, tiny_config, tiny_joint
 
 PAIRS = 8
 STEPS = 2  # a queue that the first fills is read by the second
@@ -22,6 +22,9 @@ TASKS = {
             "mlm": {"targets": "distilled"},
             "lm": {"label_smoothing": 0.1},
         }
+    ),
+    "x-vlm": tiny_config(
+        objectives={"itc": {"regions": 0.5}, "itm": {"regions": 0.5, "head": "mlp"}, "mlm": {"regions": 0.5}, "box": {}}
     ),
     "siglip": tiny_config(objectives={"itc": {"loss": "sigmoid", "bias": -2.0}}),
     "filip": tiny_config(objectives={"itc": {"similarity": "tokens", "label_smoothing": 0.1}}),
@@ -77,7 +80,7 @@ def fill_randomly(task: Task, groups: int) -> None:
 
 def _batch(config: PretrainConfig, seed: int) -> Batch:
     if config.model.vision.region is None:
-        return random_batch(PAIRS, seed=seed)
+        return (phrase_batch if config.objectives.phrases else random_batch)(PAIRS, seed=seed)
     batch = region_batch(PAIRS, seed=seed)
     floats = {name: x.double() for name, x in vars(batch).items() if x is not None and x.is_floating_point()}
     return replace(batch, **floats)

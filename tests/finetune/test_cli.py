@@ -163,10 +163,21 @@ def test_the_configuration_that_is_trained():
     assert (made.data.max_tokens, made.data.group_by) == (base.data.max_tokens, "concept")
 
 
+def test_heads_and_shapes_of_images_are_those_of_the_checkpoint():
+    """X-VLM's matching has two layers, ViLT's images keep their aspect."""
+    shape = {"shortest_edge": 32, "longest_edge": 64}
+    model = tiny_config().model.model_dump() | {"vision": {"patch": {"size": 16, "width": 32}}}
+    base = tiny_config(objectives={"itc": {}, "itm": {"head": "mlp"}}, model=model, data={"image_shape": shape})
+    made = pretrain_config(load_config(FinetuneConfig, None, []), base, "")
+    assert made.objectives.itm.head == "mlp"
+    assert made.data.image_shape == base.data.image_shape
+
+
 def test_batching_settings_are_those_of_pretraining():
     """Listed again without what fine-tuning takes from elsewhere; `max_tokens` alone has another default."""
     ours, theirs = RetrievalData().model_dump(), DataConfig().model_dump()
-    assert theirs.keys() - ours.keys() == {"shards", "cache", "cache_gigabytes", "tokenizer", "second", "regions"}
+    taken = {"tokenizer", "second", "regions", "image_shape"}
+    assert theirs.keys() - ours.keys() == {"shards", "cache", "cache_gigabytes", *taken}
     assert {name for name in ours if ours[name] != theirs[name]} == {"max_tokens"}
 
 

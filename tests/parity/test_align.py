@@ -6,7 +6,6 @@ from transformers import AlignConfig, AlignModel
 
 from pretrain.config import PretrainConfig
 from pretrain.models.convert.align import NAME, align_table
-from pretrain.objectives.itc import ITC
 from pretrain.objectives.views import Views
 from pretrain.settings import parse_config
 from pretrain.task import Task
@@ -55,7 +54,7 @@ def test_embeddings_loss_and_gradients(dtype):
     normal_BCHW = (pixels_BHWC.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2)
     inputs = {"input_ids": ids_BL, "attention_mask": mask_BL.long(), "pixel_values": normal_BCHW}
     expected = theirs(**inputs, return_loss=True)
-    views = Views(ours.model, batch_of(pixels_BHWC, ids_BL, mask_BL), ITC.reads)
+    views = Views(ours.model, batch_of(pixels_BHWC, ids_BL, mask_BL), ("text", "image"))
     loss = ours.objectives["itc"](views)
     expected.loss.backward()
     loss.backward()

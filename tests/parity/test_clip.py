@@ -7,7 +7,6 @@ from transformers import CLIPConfig, CLIPModel
 from pretrain.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from pretrain.models.convert.clip import CLIP
 from pretrain.objectives.config import ITCConfig, ObjectivesConfig
-from pretrain.objectives.itc import ITC
 from pretrain.objectives.views import Views
 from pretrain.task import Task
 from tests.parity.weights import batch_of, copy, distance, shake, worst_gradient
@@ -51,7 +50,7 @@ def test_embeddings_loss_and_gradients(ours, theirs):
     ids_BL = torch.where(mask_BL, ids_BL, EOS)
 
     expected = theirs(input_ids=ids_BL, attention_mask=mask_BL.long(), pixel_values=normal_BCHW, return_loss=True)
-    views = Views(ours.model, batch_of(pixels_BHWC, ids_BL, mask_BL), ITC.reads)
+    views = Views(ours.model, batch_of(pixels_BHWC, ids_BL, mask_BL), ("text", "image"))
     loss = contrast(views)
     expected.loss.backward()
     loss.backward()

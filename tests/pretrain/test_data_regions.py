@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from pretrain.config import PretrainConfig, RegionsConfig
 from pretrain.data.images import evaluation_images
 from pretrain.data.labels import UNKNOWN, RegionVocabulary
 from pretrain.data.loader import Preparation, check_inputs
-from pretrain.data.regions import hide, overlaps, read_regions
+from pretrain.data.regions import hide, overlaps, read_regions, spare
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.objectives.views import Views
 from pretrain.settings import parse_config
 from pretrain.train import fit
 from shards.errors import UserError
@@ -85,6 +87,90 @@ def test_a_share_is_hidden_and_at_least_one_and_what_covers_it():
     together = [hide(twins, 0.3, 0.4, rng) for _ in range(50)]
     assert all(row[0] == row[1] for row in together)
     assert any(row[0] != row[2] for row in together)
+
+
+def test_hidden_regions_are_zeroed_kept_or_another_images():
+    """The shares, and what is seen in each case; LXMERT's 80 / 10 / 10 and ViLBERT's 90 / 10."""
+    rng, hidden = np.random.default_rng(0), np.arange(400) % 2 == 0
+    own, other = np.ones((400, 3), np.float32), np.full(3, 7, np.float32)
+    zeroed, shown = spare(hidden, own, RegionsConfig(hide=0.5, keep=0.1, replace=0.1), rng, lambda: other)
+    replaced = (shown == 7).all(1)
+    assert not zeroed[~hidden].any()
+    assert not (replaced & (zeroed | ~hidden)).any()
+    assert (shown[~replaced] == 1).all()
+    # 200 hidden regions: 4 standard errors.
+    assert zeroed.sum() / 200 == pytest.approx(0.8, abs=0.113)
+    assert replaced.sum() / 200 == pytest.approx(0.1, abs=0.085)
+    zeroed, shown = spare(hidden, own, RegionsConfig(hide=0.5, keep=0.1), rng, lambda: other)
+    assert shown is None
+    assert zeroed.sum() / 200 == pytest.approx(0.9, abs=0.085)
+    zeroed, shown = spare(hidden, own, RegionsConfig(hide=0.5, replace=1.0), rng, lambda: None)
+    assert zeroed.tolist() == hidden.tolist()
+    with pytest.raises(
+        UserError, match=r"`data\.regions\.keep` \(=0\.6\) and `data\.regions\.replace` \(=0\.5\) must be 1"
+    ):
+        parse_config(PretrainConfig, {"data": {"regions": {"keep": 0.6, "replace": 0.5}}})
+
+
+def test_what_is_asked_for_is_not_what_is_seen(configure, corpus):
+    """A batch whose hidden regions all show another image's: the model sees those, the loss asks for the own ones."""
+    config = configure(REGION, "data.regions={hide: 0.5, replace: 1.0}")
+    source = ShardSet(corpus.shards)
+    preparation = Preparation(config, Tokenizer(config.data.tokenizer), [source])
+    given = {"transform": preparation.transform, "collate": preparation.collate}
+    (batch,) = ShardStream(corpus.shards, 8, **given).batches(1)
+    hidden = batch.masked_regions_BK
+    assert not batch.zeroed_regions_BK.any()
+    assert torch.equal(batch.shown_features_BKF[~hidden], batch.region_features_BKF[~hidden])
+    assert (batch.shown_features_BKF[hidden] != batch.region_features_BKF[hidden]).any(1).all()
+    known = {tuple(row) for i in range(len(source)) for row in source[i].region_features.astype(np.float32).tolist()}
+    assert {tuple(row) for row in batch.shown_features_BKF[hidden].tolist()} <= known
+    views = Views(SimpleNamespace(), batch, ())
+    seen, clean = views._image_input("masked_image"), views._image_input("image")
+    assert torch.equal(seen.features_BKF, batch.shown_features_BKF)
+    assert torch.equal(seen.hidden_BK, batch.zeroed_regions_BK)
+    assert torch.equal(clean.features_BKF, batch.region_features_BKF)
+    assert not clean.hidden_BK.any()
+
+
+@pytest.mark.parametrize(
+    ("labels", "objectives", "message"),
+    [
+        (
+            None,
+            "{mrc: {classes: 2}}",
+            r"`objectives\.mrc` asks for labels, so `data\.regions\.labels` must name their file",
+        ),
+        (("cube", "star", "x"), "{mrc: {classes: 2}}", r"`objectives\.mrc\.classes` \(=2\) must be at least .* \(=3\)"),
+        (("star",), "{mra: {classes: 2}}", r"`objectives\.mra\.classes` \(=2\) must be at least .* \(=4\)"),
+        (
+            ("cat", "dog"),
+            "{mrc: {classes: 2}}",
+            r"labels` \(=\S+\) numbers none of the labels of \S+: circle, cube, star",
+        ),
+    ],
+)
+def test_classes_are_those_of_the_data(configure, sample, tmp_path, labels, objectives, message):
+    regions = {"hide": 0.2}
+    if labels:
+        RegionVocabulary(labels, ("a", "b", "c", "d")).write(tmp_path / "labels.json")
+        regions["labels"] = str(tmp_path / "labels.json")
+    trunk = ("model.fusion={trunk: joint, depth: 1, heads: 2}", "model.embedding_dim=null")
+    region = REGION.replace("192", "4")
+    config = configure(region, f"data.regions={json.dumps(regions)}", f"objectives={objectives}", *trunk)
+    with pytest.raises(UserError, match=message):
+        check_inputs(config, Tokenizer(config.data.tokenizer), sample)
+
+
+def test_a_distribution_has_the_classes_of_the_data(configure, sample):
+    trunk = ("model.fusion={trunk: joint, depth: 1, heads: 2}", "model.embedding_dim=null")
+    objectives = "objectives={mrc: {classes: 4, target: distribution}}"
+    with pytest.raises(UserError, match=r"`objectives\.mrc\.classes` \(=4\) must be `data\.regions\.classes` \(=3\)"):
+        configure(REGION, "data.regions={hide: 0.2, classes: 3}", objectives, *trunk)
+    config = configure(REGION.replace("192", "4"), "data.regions={hide: 0.2, classes: 4}", objectives, *trunk)
+    detected = replace(sample, region_probabilities=np.ones((3, 2), np.float16))
+    with pytest.raises(UserError, match=r"`data\.regions\.classes` \(=4\) must be that of the data: \S+ has 2"):
+        check_inputs(config, Tokenizer(config.data.tokenizer), detected)
 
 
 def test_a_batch_carries_regions_and_no_pixels(configure, corpus, tmp_path):

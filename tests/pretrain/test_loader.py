@@ -183,7 +183,7 @@ def test_what_is_done_to_each_image_depends_on_its_generator_alone(corpus, chang
     def views(config: AugmentConfig) -> list[torch.Tensor]:
         made = Pictures(config, 32, 10**6, [source], lambda identity, sample: 0)
         read = [made.read(source.identity(0), source[0], np.random.default_rng(seed)) for seed in range(6)]
-        return list(made.stack(read))
+        return list(made.stack(read)[0])
 
     assert all(torch.equal(view, whole) for view in views(AugmentConfig()))
     changed = views(AugmentConfig(**change))
@@ -246,7 +246,7 @@ def test_partners_are_blended_in():
     colours = Colours()
     pictures = Pictures(AugmentConfig(blend=1.0), 8, 0, [colours], halves)
     rows = [pictures.read(colours.identity(0), colours[0], np.random.default_rng(seed)) for seed in range(20)]
-    red_BHW, green_BHW, blue_BHW = pictures.stack(rows).int().unbind(-1)
+    red_BHW, green_BHW, blue_BHW = pictures.stack(rows)[0].int().unbind(-1)
     assert ((red_BHW + green_BHW - 255).abs() <= 1).all()
     assert (blue_BHW == 0).all()
     assert (green_BHW > 0).flatten(1).any(1).sum() > 10

@@ -6,6 +6,7 @@ import torch
 from pretrain.models.co_attention import CoAttention
 from pretrain.models.config import CoAttentionConfig, FusionConfig
 from pretrain.models.encoder_decoder import EncoderDecoder
+from pretrain.models.first_added import FirstAdded
 from pretrain.models.interface import Encoded
 from shards.errors import UserError
 from tests.pretrain.test_models import loud, slow_attention
@@ -195,3 +196,23 @@ def test_what_an_encoder_decoder_needs():
     for attention, message in (("prefix", "needs a text with `prefix_BL`"), ("block", r"\(=block\) is not known")):
         with pytest.raises(ValueError, match=message):
             trunk(text, trunk.remember(image), attention)
+
+
+@torch.no_grad()
+def test_first_tokens_are_added():
+    """LightningDOT: each side with what the other says first, and no layer but the pooler's."""
+    trunk = loud(FirstAdded(FusionConfig(trunk="first_added", pooler="concatenate"), D, D))
+    text, image = sides(D)
+    fused = trunk(text, trunk.remember(image))
+    for row in range(2):
+        for place in range(4):
+            expected = text.tokens_BTD[row, place] + image.tokens_BTD[row, 0]
+            torch.testing.assert_close(fused.text_BLD[row, place], expected)
+        for place in range(3):
+            expected = image.tokens_BTD[row, place] + text.tokens_BTD[row, 0]
+            torch.testing.assert_close(fused.image_BND[row, place], expected)
+    assert fused.pooled_BD.shape == (2, 2 * D)
+    with pytest.raises(ValueError, match=r"`attention` \(=causal\) must be bidirectional for first_added"):
+        trunk(text, trunk.remember(image), "causal")
+    with pytest.raises(UserError, match=r"yields width 8; `first_added` needs that of the text, 12"):
+        FirstAdded(FusionConfig(trunk="first_added"), D, C)

@@ -7,12 +7,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.models.config import BlocksConfig, FusionConfig, ModelConfig, PatchConfig, RegionConfig, VisionConfig
-from pretrain.models.interface import ImageInput
+from pretrain.models.config import (
+    BlocksConfig,
+    FusionConfig,
+    ModelConfig,
+    PatchConfig,
+    ProjectionConfig,
+    RegionConfig,
+    TextConfig,
+    VisionConfig,
+)
+from pretrain.models.interface import ImageInput, TextInput
 from pretrain.models.patches import PatchEmbedder
 from pretrain.models.regions import RegionEmbedder, encode_boxes
 from pretrain.models.tokens import random_subset
-from pretrain.models.tower import ImageTower, visual_embedder
+from pretrain.models.tower import ImageTower, text_encoder, visual_embedder
+from pretrain.models.vision import cells
 from pretrain.objectives.config import ITCConfig, ObjectivesConfig
 from pretrain.task import outline
 from shards.errors import UserError
@@ -65,6 +75,7 @@ def slow_region(embedder: RegionEmbedder, feature, box, classes):
         {"box": "box7", "norm_parts": True, "type_vector": True, "hidden": "learned"},  # UNITER
         {"box": "box5", "whole_image": True},  # ViLBERT
         {"type_vector": True},  # VisualBERT
+        {"box": "box7", "class_token": True},  # LightningDOT
         {"box": "box6", "combine": "concatenate", "norm": False},  # OSCAR
         {"box": "box6", "classes": 3, "layers": 2},  # Unified-VLP
     ],
@@ -83,7 +94,9 @@ def test_regions_equal_the_loop_over_regions(options):
         # Measured: at most 2e-16 in float64.
         torch.testing.assert_close(tokens[b, k + first], expected, rtol=0, atol=1e-12)
     for b in range(2):
-        if first:
+        if embedder.class_token is not None:
+            torch.testing.assert_close(pooled[b], embedder.class_token[0, 0])
+        elif first:
             seen = [image.features_BKF[b, k] for k in range(4) if image.mask_BK[b, k] and not image.hidden_BK[b, k]]
             full = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
             expected = slow_region(embedder, torch.stack(seen).double().mean(0), full, None)
@@ -238,3 +251,68 @@ def test_a_grid_of_one_cell_can_be_outlined():
     config = ModelConfig(image_size=32, vision=VisionConfig(**RESNET), fusion=FusionConfig(trunk="none"))
     task = outline(config, ObjectivesConfig(itc=ITCConfig()), 50)
     assert task.training
+
+
+@torch.no_grad()
+def test_cells_are_means_over_the_parts_of_a_grid():
+    """BriVL: the whole grid and its cuts, against the mean of each part."""
+    grid = torch.randn(2, 5, 6, 6, dtype=torch.float64)
+    found = cells(grid, [1, 3])
+    assert found.shape == (2, 10, 5)
+    torch.testing.assert_close(found[:, 0], grid.mean((2, 3)))
+    for row, column in product(range(3), range(3)):
+        part = grid[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        torch.testing.assert_close(found[:, 1 + 3 * row + column], part.mean((2, 3)))
+    encoder = visual_embedder(VisionConfig(**RESNET, grids=[1, 2]), 64).eval()
+    assert encoder(ImageInput(torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8))).tokens_BND.shape == (2, 5, 32)
+    with pytest.raises(UserError, match=r"`model\.vision\.grids` \(=\[2\]\) are cut from a grid, and vit_"):
+        visual_embedder(VisionConfig(name="vit_tiny_patch16_224", grids=[2]), 64)
+
+
+@torch.no_grad()
+def test_stages_of_a_resnet_are_left_out():
+    encoder = visual_embedder(VisionConfig(**RESNET, stages=3), 64).eval()
+    image = ImageInput(torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8))
+    tokens, _, pooled = encoder(image)
+    whole = visual_embedder(VisionConfig(**RESNET), 64).eval()
+    whole.load_state_dict(encoder.state_dict(), strict=False)
+    normal = ((image.pixels_BHWC.float() - whole.mean) / whole.std).permute(0, 3, 1, 2)
+    third = whole.backbone.forward_intermediates(normal, indices=[3], intermediates_only=True)[0]
+    torch.testing.assert_close(tokens, third.flatten(2).transpose(1, 2))
+    assert (encoder.width, encoder.pooled_width, pooled.shape) == (24, 24, (2, 24))
+    with pytest.raises(UserError, match=r"`model\.vision\.stages` \(=2\) is for ResNets, not vit_"):
+        visual_embedder(VisionConfig(name="vit_tiny_patch16_224", stages=2), 64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["cls", "last", "mean"])
+def test_a_text_tower_attends_over_what_is_there(pooling):
+    options = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = TextConfig(options=options, pooling=pooling, blocks=BlocksConfig(depth=2, heads=2))
+    tower = loud(text_encoder(config, 50))
+    ids, mask = torch.randint(5, 50, (2, 6)), torch.arange(6) < torch.tensor([[4], [6]])
+    for causal in (False, True):
+        tokens, pooled = tower(TextInput(ids, mask), causal)
+        alone, own = tower(TextInput(ids[:1, :4], mask[:1, :4]), causal)
+        torch.testing.assert_close(tokens[:1, :4], alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(pooled[:1], own, rtol=0, atol=1e-12)
+    changed = ids.clone()
+    changed[1, 5] = 49 if ids[1, 5] != 49 else 48
+    after = tower(TextInput(changed, mask), True)[0]
+    assert torch.equal(after[1, :5], tokens[1, :5])  # no token looks ahead
+
+
+def test_a_projection_of_two_layers():
+    config = ModelConfig(
+        image_size=64,
+        vision=VisionConfig(**RESNET),
+        text=TextConfig(options={"hidden_size": 8, "num_hidden_layers": 0, "num_attention_heads": 2}),
+        fusion=FusionConfig(trunk="none"),
+        embedding_dim=16,
+        projection=ProjectionConfig(hidden=12, norm=True),
+    )
+    model = outline(config, ObjectivesConfig(itc=ITCConfig()), 50).model
+    shapes = [tuple(p.shape) for p in model.image_projection.parameters()]
+    assert shapes == [(12, 32), (12,), (12,), (12,), (16, 12), (16,)]
+    with pytest.raises(ValueError, match=r"class_token` and `model\.vision\.region\.whole_image` exclude each other"):
+        RegionConfig(class_token=True, whole_image=True)

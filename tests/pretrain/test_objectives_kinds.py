@@ -193,6 +193,14 @@ REFUSED = [
     ({"objectives": {"mlm": {}, "seq2seq": {}}}, r"\(=text_queries_image\) must be joint"),
     ({"objectives": {"mrf": {}}, "model": {"fusion": JOINT}}, r"`data\.regions\.hide` must be more than 0"),
     ({"objectives": {"lm": {}}, "model": {"fusion": {"trunk": "none"}}}, r"`objectives\.lm` reads fused features"),
+    (
+        {"objectives": {"lm": {"attention": "prefix"}}},
+        r"`objectives\.lm\.attention` \(=prefix\) is nothing that `text_q",
+    ),
+    (
+        {"objectives": {"lm": {}}, "model": {"fusion": {"trunk": "first_added"}}},
+        r"is nothing that `first_added` can do",
+    ),
 ]
 
 

@@ -110,6 +110,23 @@ def region_batch(pairs: int, regions: int = 6, seed: int = 0) -> Batch:
     )
 
 
+def phrase_batch(pairs: int, seed: int = 0, image_size: int = 32) -> Batch:
+    """`random_batch` with a phrase for a part of each image; every second one is in the words of its neighbour."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    batch = random_batch(pairs, seed=seed, image_size=image_size)
+    ids_BP = batch.token_ids_BL[:, :4][torch.arange(pairs) // 2 * 2]
+    hidden_BP = torch.arange(4) == torch.randint(1, 4, (pairs, 1), generator=generator)
+    return replace(
+        batch,
+        phrase_ids_BP=ids_BP,
+        phrase_mask_BP=torch.ones_like(ids_BP, dtype=torch.bool),
+        phrase_masked_ids_BP=torch.where(hidden_BP, 4, ids_BP),
+        phrase_labels_BP=torch.where(hidden_BP, ids_BP, IGNORE),
+        phrase_group_B=torch.arange(pairs) // 2,
+        phrase_box_B4=torch.rand(pairs, 2, 2, generator=generator).sort(dim=1).values.flatten(1),
+    )
+
+
 def write_tiny(file: Path, shards: Path, tokenizer: Path) -> Path:
     """`tiny_config` on real inputs, as a file for the command line."""
     data = {"max_tokens": 32, "global_batch": 8, "shards": str(shards), "tokenizer": str(tokenizer)}
