@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pretrain.config import AugmentConfig, EngineConfig, OptimConfig, PretrainConfig, RunConfig
+from pretrain.config import EngineConfig, OptimConfig, PretrainConfig, RunConfig
+from pretrain.data.augment_config import AugmentConfig
 from pretrain.objectives.config import ITCConfig, ITMConfig, ObjectivesConfig
 from pretrain.settings import Section, parse_config
 from shards.errors import UserError

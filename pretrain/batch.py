@@ -19,6 +19,7 @@ class Draw(IntEnum):
     WRONG_IMAGE = 1
     PREFIX = 2
     SWAP = 3
+    BANK = 4
 
 
 @dataclass(frozen=True)

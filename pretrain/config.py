@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from pretrain.data.augment_config import AugmentConfig
 from pretrain.fitting import misfit, missing_regions, no_grid
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
@@ -12,21 +13,6 @@ from pretrain.trackers import TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BETAS = (0.9, 0.98)
-
-
-class AugmentConfig(Section):
-    """Random changes of the training image; all off by default.
-
-    `crop_scale` is the smallest area kept by a random resized crop (1 = no crop); `flip` is for data without left and
-    right in its texts; `color` jitters brightness, contrast and saturation by up to this factor; `erase` blanks a
-    random box with this probability; `rotate` turns by up to this many degrees.
-    """
-
-    crop_scale: float = Field(1.0, gt=0, le=1)
-    flip: bool = False
-    color: float = Field(0.0, ge=0, lt=1)
-    erase: float = Field(0.0, ge=0, le=1)
-    rotate: float = Field(0.0, ge=0, le=180)
 
 
 class RegionsConfig(Section):
@@ -101,7 +87,8 @@ class DataConfig(Section):
     other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
     `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
     captions. `regions` null reads none. `image_shape` null squashes each image to a square of `model.image_size`, else
-    images keep their aspect, are padded to the largest of their batch, and what pads them is masked.
+    images keep their aspect, are padded to the largest of their batch, and what pads them is masked. `keep_gigabytes`
+    of decoded images stay in the memory of each worker; those that `data.augment` crops are not kept.
     """
 
     shards: str | list[WeightedShards] = ""
@@ -116,6 +103,7 @@ class DataConfig(Section):
     captions: Literal["one", "join"] = "one"
     second: Literal["tags", "caption"] | None = None
     regions: RegionsConfig | None = None
+    keep_gigabytes: float = Field(1.0, ge=0)
     image_shape: ImageShapeConfig | None = None
     augment: AugmentConfig = AugmentConfig()
 
@@ -142,12 +130,14 @@ _MIXTURE = TypeAdapter(list[WeightedShards])
 class OptimConfig(Section):
     """The optimizer, with linear warm-up and cosine, linear or no decay to `final_lr`.
 
-    `betas` are AdamW's, `momentum` is SGD's. `layer_decay` multiplies the learning rate once more for each block that
-    lies between a parameter and the heads. `ema` keeps a float32 average of the weights, of which each step forgets
-    `1 - ema`; it starts from the initial weights and goes into checkpoints as ema.safetensors.
+    `betas` are AdamW's, `momentum` is SGD's and Muon's (null for 0 and 0.95). `muon` moves matrices and kernels by
+    their orthogonal momentum, and what `by_adamw` names, and all embeddings, by AdamW at the same rate. `layer_decay`
+    multiplies the learning rate once more for each block that lies between a parameter and the heads. `ema` keeps a
+    float32 average of the weights, of which each step forgets `1 - ema`; it starts from the initial weights and goes
+    into checkpoints as ema.safetensors.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     final_lr: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.02, ge=0)
@@ -156,6 +146,7 @@ class OptimConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 leaves gradients alone.")
+    by_adamw: list[str] = Field([], description="Parameter-name prefixes that Muon leaves to AdamW.")
     multipliers: dict[str, float] = Field({}, description="Parameter-name prefix -> factor on the learning rate.")
     layer_decay: float = Field(1.0, gt=0, le=1)
     freeze: list[str] = Field([], description="Parameter-name prefixes that are not trained.")
@@ -163,10 +154,12 @@ class OptimConfig(Section):
 
     @model_validator(mode="after")
     def _settings_of_this_optimizer(self) -> "OptimConfig":
-        if self.momentum is not None and self.name != "sgd":
-            raise ValueError(f"`optim.momentum` (={self.momentum}) is for `optim.name` sgd, not {self.name}")
+        if self.momentum is not None and self.name == "adamw":
+            raise ValueError(f"`optim.momentum` (={self.momentum}) is for `optim.name` sgd or muon, not adamw")
         if self.betas != BETAS and self.name == "sgd":
-            raise ValueError(f"`optim.betas` (={list(self.betas)}) is for `optim.name` adamw, not sgd")
+            raise ValueError(f"`optim.betas` (={list(self.betas)}) is for `optim.name` adamw or muon, not sgd")
+        if self.by_adamw and self.name != "muon":
+            raise ValueError(f"`optim.by_adamw` (={self.by_adamw}) is for `optim.name` muon, not {self.name}")
         return self
 
 
@@ -289,13 +282,20 @@ class PretrainConfig(Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
+    def _matrices_are_whole(self) -> "PretrainConfig":
+        if self.optim.name == "muon" and self.engine.zero:
+            raise ValueError(
+                f"`optim.name` (=muon) reads whole matrices, so `engine.zero` (={self.engine.zero}) must be 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _regions_are_read(self) -> "PretrainConfig":
         if self.model.vision.region and self.data.regions is None:
             raise ValueError("`model.vision.region` reads regions, so `data.regions` must not be null")
-        augment = self.data.augment
         reader = "data.regions" if self.data.regions else self.objectives.phrases
-        if reader and (augment.crop_scale < 1 or augment.flip or augment.rotate):
-            raise ValueError(f"`data.augment` may not crop, flip or rotate where `{reader}` is set: boxes stay put")
+        if reader and (moving := self.data.augment.moving):
+            raise ValueError(f"`data.augment.{moving[0]}` moves pixels, but not the boxes that `{reader}` reads")
         return self
 
     @model_validator(mode="after")
@@ -303,6 +303,8 @@ class PretrainConfig(Section):
         shape, vision = self.data.image_shape, self.model.vision
         if shape is None:
             return self
+        if self.data.augment.blend:
+            raise ValueError("`data.augment.blend` mixes images of one shape, so `data.image_shape` must be null")
         if vision.region:
             raise ValueError("`data.image_shape` is for models that read pixels, and `model.vision.region` reads none")
         if vision.patch and shape.multiple % vision.patch.size:

@@ -3,7 +3,7 @@
 from pretrain.models.config import FusionConfig, VisionConfig
 from pretrain.objectives.config import ObjectivesConfig
 
-READS_TOWERS = ("itc", "triplet")
+READS_TOWERS = ("itc", "bank", "triplet")
 """They need no trunk."""
 READS_IMAGE = ("mrf", "mrc", "mra", "wra")
 """They read image tokens that have seen the text."""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pretrain.config import OptimConfig
+from pretrain.muon import MOMENTUM, Muon
 from pretrain.stacks import heights
 from shards.errors import UserError
 
@@ -26,27 +27,35 @@ def freeze(module: nn.Module, prefixes: list[str]) -> None:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over groups by learning-rate factor and decay; vectors (biases, norms, temperature) do not decay.
+    """AdamW, SGD or Muon over groups by learning-rate factor and decay; vectors (biases, norms, temperature) do not
+    decay.
 
     Each group keeps its factor under `multiplier`, which `set_lr` reads.
 
     Raises:
-        UserError: a prefix in `optim.multipliers` that matches no parameter, a layer decay without layers, or nothing
-            to train.
+        UserError: a prefix in `optim.multipliers` or `optim.by_adamw` that matches no parameter, a layer decay without
+            layers, or nothing to train.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise UserError("`optim.freeze` leaves no parameter to train")
-    for prefix in config.multipliers:
+    settings = [(f"`optim.multipliers.{prefix}`", prefix) for prefix in config.multipliers]
+    settings += [(f"`optim.by_adamw` (={prefix})", prefix) for prefix in config.by_adamw]
+    for setting, prefix in settings:
         if not any(name.startswith(prefix) for name, _ in named):
-            raise UserError(f"`optim.multipliers.{prefix}` matches no parameter; names start with {_heads(named)}")
+            raise UserError(f"{setting} matches no parameter; names start with {_heads(named)}")
     layer_factors = _layer_factors(module, config.layer_decay)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    adaptive = _embeddings(module) | {name for name, _ in named if name.startswith(tuple(config.by_adamw))}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         factor = _multiplier(name, config.multipliers) * layer_factors[name]
         decay = config.weight_decay if _dimensions(parameter) > 1 else 0.0
-        groups.setdefault((factor, decay), []).append(parameter)
-    grouped = [{"params": ps, "multiplier": m, "weight_decay": d} for (m, d), ps in groups.items()]
+        matrices = config.name == "muon" and _dimensions(parameter) > 1 and name not in adaptive
+        groups.setdefault((factor, decay, matrices), []).append(parameter)
+    grouped = [{"params": ps, "multiplier": m, "weight_decay": d} for (m, d, _), ps in groups.items()]
+    if config.name == "muon":
+        kinds = [group | {"matrices": matrices} for group, (*_, matrices) in zip(grouped, groups, strict=True)]
+        return Muon(kinds, config.lr, config.momentum or MOMENTUM, config.betas)
     if config.name == "sgd":
         return torch.optim.SGD(grouped, lr=config.lr, momentum=config.momentum or 0.0)
     on_cpu = all(parameter.device.type == "cpu" for _, parameter in named)
@@ -68,6 +77,12 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["multiplier"]
+
+
+def _embeddings(module: nn.Module) -> set[str]:
+    """Names of tables whose rows are looked up: each row is a vector of its own, not a part of a map."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in tables}
 
 
 def _multiplier(name: str, multipliers: dict[str, float]) -> float:

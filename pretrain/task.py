@@ -12,6 +12,7 @@ from pretrain.models.build import DuoModel, self_contained
 from pretrain.models.config import ModelConfig
 from pretrain.models.interface import VisionLanguageModel
 from pretrain.momentum import Momentum
+from pretrain.objectives.bank import Bank
 from pretrain.objectives.box import Box
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.objectives.itc import ITC
@@ -28,6 +29,7 @@ from pretrain.policy import draw_entry
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "itc": ITC,
+    "bank": Bank,
     "triplet": Triplet,
     "itm": ITM,
     "mlm": MLM,

@@ -14,6 +14,7 @@ import torch
 from pretrain import distributed
 from pretrain.agreement import check_agreement
 from pretrain.arrange import arrange
+from pretrain.bank import check_frozen, fill_bank
 from pretrain.checkpoint import Checkpoint, restore
 from pretrain.config import DataConfig, PretrainConfig, RunConfig, WeightedShards
 from pretrain.data.loader import Preparation, check_inputs
@@ -111,6 +112,7 @@ def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | N
             f"for `model.image_size` (={config.model.image_size})"
         )
     freeze(task, config.optim.freeze)
+    check_frozen(task)
     arrange(task, config.engine)
     build_optimizer(task, config.optim)
     known = initial.task.state_dict() if initial else task.state_dict()
@@ -156,7 +158,8 @@ def _ready(config: PretrainConfig, inputs: Inputs, initial: Checkpoint | None, d
     if initial:
         load_initial(task, initial)
     freeze(task, config.optim.freeze)
-    engine = Engine(task.to(device).train(), config)
+    fill_bank(task.to(device), config, inputs.tokenizer, [source for source, _ in inputs.sources])
+    engine = Engine(task.train(), config)
     if config.run.rehearse:
         batch = next(open_stream(config, inputs, workers=0).batches(1))
         rehearse(engine, batch.to(device), config, distributed.world())

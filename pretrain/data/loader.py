@@ -16,11 +16,10 @@ from pretrain.data.classes import check_classes
 from pretrain.data.labels import RegionVocabulary
 from pretrain.data.masking import IGNORE, choose, mask_tokens
 from pretrain.data.phrases import Phrase, draw_phrase
+from pretrain.data.pixels import Picture, Pictures
 from pretrain.data.pollution import Parts, draw_other, pollute
 from pretrain.data.regions import Regions, check_regions, collate_regions, read_regions, stack_rows
-from pretrain.data.shapes import pad_pixels
 from pretrain.data.tokenizer import Text, Tokenizer
-from pretrain.data.transforms import stack_pixels, training_pixels
 from shards.errors import UserError
 from shards.sample import Identity, Sample
 from shards.sources.base import Source
@@ -30,7 +29,7 @@ from shards.stream import StreamedSample
 class Prepared(NamedTuple):
     """One pair, ready to be stacked."""
 
-    pixels_HWC: Tensor | None
+    picture: Picture | None
     text: Text
     masked_ids_L: np.ndarray
     masked_labels_L: np.ndarray
@@ -78,8 +77,8 @@ def check_inputs(config: PretrainConfig, tokenizer: Tokenizer, sample: Sample) -
 class Preparation:
     """Turns streamed samples into one `Batch`; picklable, so that workers can carry it.
 
-    `sources` are where other images' texts (`objectives.pollution`) and regions (`data.regions.replace`) come from;
-    without them none is polluted or replaced.
+    `sources` are where other images (`data.augment.blend`), their texts (`objectives.pollution`) and their regions
+    (`data.regions.replace`) come from; without them none is blended, polluted or replaced.
     """
 
     config: PretrainConfig
@@ -92,24 +91,31 @@ class Preparation:
         regions = self.config.data.regions
         return RegionVocabulary.read(regions.labels) if regions and regions.labels else RegionVocabulary((), ())
 
+    @cached_property
+    def pictures(self) -> Pictures:
+        """What reads images, and remembers some."""
+        data = self.config.data
+        shape = data.image_shape or self.config.model.image_size
+        return Pictures(data.augment, shape, int(data.keep_gigabytes * 1e9), self.sources, self.group)
+
     def transform(self, item: StreamedSample) -> Prepared:
         sample, rng = item.sample, item.rng()
         check_sample(self.config, sample)
         parts = self._parts(item, rng)
         text = self._text(parts, rng)
         masked_L, labels_L = self._mask(text, rng)
-        pixels_HWC = self._pixels(sample, rng)
+        picture = self._picture(item.identity, sample, rng)
         draws_K = rng.random(len(Draw))
-        group = self._group(item.identity, sample)
+        group = self.group(item.identity, sample)
         regions = self._regions(sample, group, rng)
         phrase = self._phrase(sample, rng)
-        return Prepared(pixels_HWC, text, masked_L, labels_L, group, draws_K, regions, parts.label, phrase)
+        return Prepared(picture, text, masked_L, labels_L, group, draws_K, regions, parts.label, phrase)
 
     def collate(self, items: list[Prepared]) -> Batch:
         token_ids_BL, token_mask_BL = self.tokenizer.pad([item.text.ids_L for item in items])
         regions = [item.regions for item in items if item.regions is not None]
         phrases = [item.phrase for item in items if item.phrase is not None]
-        pixels_BHWC, sizes_B2 = self._collate_pixels([item.pixels_HWC for item in items if item.pixels_HWC is not None])
+        pixels_BHWC, sizes_B2 = self.pictures.stack([item.picture for item in items if item.picture is not None])
         return Batch(
             pixels_BHWC=pixels_BHWC,
             image_sizes_B2=sizes_B2,
@@ -124,12 +130,6 @@ class Preparation:
             **(collate_regions(regions) if regions else {}),
             **(self._collate_phrases(phrases) if phrases else {}),
         )
-
-    def _collate_pixels(self, pixels: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        """Pixels, and their sizes where these differ."""
-        if not pixels:
-            return None, None
-        return pad_pixels(pixels) if self.config.data.image_shape else (stack_pixels(pixels), None)
 
     def _phrase(self, sample: Sample, rng: np.random.Generator) -> Phrase | None:
         if self.config.objectives.phrases is None:
@@ -158,8 +158,8 @@ class Preparation:
         sample, config = item.sample, self.config.objectives.pollution
         if config is None or not self.sources:
             return Parts(sample, sample, 0)
-        own = self._group(item.identity, sample)
-        return pollute(sample, config, lambda: draw_other(self.sources, self._group, own, rng), rng)
+        own = self.group(item.identity, sample)
+        return pollute(sample, config, lambda: draw_other(self.sources, self.group, own, rng), rng)
 
     def _text(self, parts: Parts, rng: np.random.Generator) -> Text:
         caption = self._caption(parts.caption, rng)
@@ -177,11 +177,8 @@ class Preparation:
     def _segments(self, segments: list[np.ndarray]) -> Tensor | None:
         return torch.from_numpy(stack_rows(segments)) if self.config.data.second else None
 
-    def _pixels(self, sample: Sample, rng: np.random.Generator) -> Tensor | None:
-        if self.config.model.vision.region:
-            return None
-        shape = self.config.data.image_shape or self.config.model.image_size
-        return training_pixels(sample, shape, self.config.data.augment, rng)
+    def _picture(self, identity: Identity, sample: Sample, rng: np.random.Generator) -> Picture | None:
+        return None if self.config.model.vision.region else self.pictures.read(identity, sample, rng)
 
     def _regions(self, sample: Sample, group: int, rng: np.random.Generator) -> Regions | None:
         config, region = self.config.data.regions, self.config.model.vision.region
@@ -190,7 +187,7 @@ class Preparation:
         features = region.features if region else None
 
         def elsewhere() -> np.ndarray | None:
-            other = draw_other(self.sources, self._group, group, rng) if self.sources else None
+            other = draw_other(self.sources, self.group, group, rng) if self.sources else None
             found_KF = None if other is None else other.region_features
             return None if found_KF is None else found_KF[rng.integers(len(found_KF))].astype(np.float32)
 
@@ -210,7 +207,7 @@ class Preparation:
         chosen_L = choose(self.tokenizer.words(text.ids_L), probability_L, config.unit, rng)
         return mask_tokens(text.ids_L, chosen_L, self.tokenizer.mask_id, len(self.tokenizer), rng)
 
-    def _group(self, identity: Identity, sample: Sample) -> int:
+    def group(self, identity: Identity, sample: Sample) -> int:
         """The number of the group's name, or of the sample's identity."""
         key = self.config.data.group_by
         return _number(identity if key is None else sample.metadata[key])

@@ -1,18 +1,18 @@
 """Stored image to the pixels that a model sees: uint8 in, uint8 out; the model normalises.
 
 Every random choice comes from the generator that is passed in, which is a function of the sample's place in the order.
+What can be done to a whole batch at once is in `pretrain.data.augment`.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from pretrain.config import AugmentConfig, ImageShapeConfig
+from pretrain.config import ImageShapeConfig
+from pretrain.data.augment_config import AugmentConfig
 from pretrain.data.shapes import kept_size
 from shards.decode import decode_image, resize
 from shards.sample import Sample
@@ -36,21 +36,17 @@ def evaluation_pixels(sample: Sample, shape: Shape) -> Tensor:
 
 
 def training_pixels(sample: Sample, shape: Shape, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """A randomly changed view; uint8 [H, W, 3]. With every augmentation off it is `evaluation_pixels`."""
+    """A random part of the image, perhaps mirrored; uint8 [H, W, 3]. With both off it is `evaluation_pixels`."""
     decoded_HWC = decode_image(sample.image, sample.extension)
     if config.crop_scale < 1:
         height, width = decoded_HWC.shape[:2]
         decoded_HWC = crop(decoded_HWC, random_box(height, width, config.crop_scale, rng))
-    pixels_HWC = _resized(decoded_HWC, shape)
-    if config.flip and rng.random() < 0.5:
-        pixels_HWC = pixels_HWC.flip(1)
-    if config.rotate:
-        pixels_HWC = _rotate(pixels_HWC, rng.uniform(-config.rotate, config.rotate))
-    if config.color:
-        pixels_HWC = _jitter(pixels_HWC, config.color, rng)
-    if config.erase and rng.random() < config.erase:
-        pixels_HWC = _erase(pixels_HWC, rng)
-    return pixels_HWC.contiguous()
+    return flipped(_resized(decoded_HWC, shape), config, rng).contiguous()
+
+
+def flipped(pixels_HWC: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """Mirrored half of the time, if `config` says so."""
+    return pixels_HWC.flip(1) if config.flip and rng.random() < 0.5 else pixels_HWC
 
 
 def stack_pixels(pixels: list[Tensor]) -> Tensor:
@@ -75,29 +71,3 @@ def random_box(height: int, width: int, smallest: float, rng: np.random.Generato
     h = min(height, max(1, round(height * math.sqrt(area / stretch))))
     w = min(width, max(1, round(width * math.sqrt(area * stretch))))
     return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
-
-
-def _rotate(pixels_HWC: Tensor, degrees: float) -> Tensor:
-    corner = pixels_HWC[0, 0].tolist()
-    turned_CHW = TF.rotate(pixels_HWC.permute(2, 0, 1), degrees, TF.InterpolationMode.BILINEAR, fill=corner)
-    return turned_CHW.permute(1, 2, 0)
-
-
-def _jitter(pixels_HWC: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor in [1 - strength, 1 + strength]."""
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    x_HWC = pixels_HWC.float() * brightness
-    x_HWC = (x_HWC - x_HWC.mean()) * contrast + x_HWC.mean()
-    grey_HW1 = x_HWC.mean(2, keepdim=True)
-    return ((x_HWC - grey_HW1) * saturation + grey_HW1).round().clamp(0, 255).to(torch.uint8)
-
-
-def _erase(pixels_HWC: Tensor, rng: np.random.Generator) -> Tensor:
-    """Fills a box of up to a third of the shorter side with noise."""
-    height, width = pixels_HWC.shape[:2]
-    shorter = min(height, width)
-    h, w = rng.integers(shorter // 8, shorter // 3 + 1, 2)
-    top, left = rng.integers(height - h), rng.integers(width - w)
-    erased_HWC = pixels_HWC.clone()
-    erased_HWC[top : top + h, left : left + w] = torch.from_numpy(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
-    return erased_HWC

@@ -50,6 +50,23 @@ class ITCConfig(ObjectiveConfig):
         return self
 
 
+class BankConfig(ObjectiveConfig):
+    """Contrast of images with all texts of the corpus, which the frozen text encoder reads once (LiT,
+    arXiv:2111.07991). Each step draws one text of each `data.group_by`.
+
+    `temperature` is learned within `limits`. `soft` of the target goes to texts that are alike in the frozen features,
+    by a softmax at `soft_temperature`; `dropout` is of those features; `text_to_image` is the factor on the loss of
+    texts over the images of the batch.
+    """
+
+    temperature: float = Field(0.05, gt=0)
+    limits: tuple[Annotated[float, Field(gt=0)], float] = (0.01, 100.0)
+    soft: float = Field(0.0, ge=0, lt=1)
+    soft_temperature: float = Field(0.05, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    text_to_image: float = Field(0.5, ge=0)
+
+
 class RankingConfig(Section):
     """The true pair against false ones, all judged by the matching head's row for a match.
 
@@ -230,6 +247,7 @@ class ObjectivesConfig(Section):
     mix: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     momentum: MomentumConfig | None = None
     itc: ITCConfig | None = None
+    bank: BankConfig | None = None
     triplet: TripletConfig | None = None
     itm: ITMConfig | None = None
     mlm: MLMConfig | None = None

@@ -29,6 +29,10 @@ TASKS = {
     "siglip": tiny_config(objectives={"itc": {"loss": "sigmoid", "bias": -2.0}}),
     "filip": tiny_config(objectives={"itc": {"similarity": "tokens", "label_smoothing": 0.1}}),
     "blip-2": tiny_config(objectives={"itc": {"similarity": "queries"}}),
+    "lit": tiny_config(
+        model=tiny_config().model.model_dump() | {"text_head": {"hidden": 24}},
+        objectives={"bank": {"soft": 0.2, "soft_temperature": 0.5}},
+    ),
     "uniter": tiny_joint(
         {
             "itm": {"negatives": "swap"},
@@ -52,6 +56,8 @@ def trained(config: PretrainConfig) -> Found:
     """Losses of all steps, the gradient of every parameter in the last, and the buffers after it."""
     torch.manual_seed(0)
     task = Task(config.model, config.objectives, VOCABULARY).double()
+    if config.objectives.bank:
+        fill_randomly(task, PAIRS + 3)
     found: Found = {}
     for step in range(STEPS):
         losses = task(_part_of_rank(_batch(config, step)))
@@ -62,6 +68,14 @@ def trained(config: PretrainConfig) -> Found:
     buffers = {name: value for name, value in task.named_buffers() if value.is_floating_point()}
     found |= {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
     return {name: mean_over_ranks(value) for name, value in (found | buffers).items()}
+
+
+def fill_randomly(task: Task, groups: int) -> None:
+    """A bank of one to three texts for each of the groups 0, 1, ...: one more in each than in the group before."""
+    group_T = torch.cat([torch.full((1 + group % 3,), group) for group in range(groups)])
+    generator = torch.Generator().manual_seed(0)
+    features_TD = torch.randn(len(group_T), task.model.text.width, generator=generator, dtype=torch.float64)
+    task.get_submodule("objectives.bank").fill(features_TD, group_T)
 
 
 def _batch(config: PretrainConfig, seed: int) -> Batch:

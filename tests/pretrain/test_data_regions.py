@@ -251,7 +251,9 @@ def test_labels_are_read_as_written(tmp_path):
 def test_settings_that_cannot_be_together():
     with pytest.raises(UserError, match=r"reads regions, so `data\.regions` must not be null"):
         parse_config(PretrainConfig, {"model": {"vision": {"region": {}}}})
-    with pytest.raises(UserError, match=r"may not crop, flip or rotate where `data\.regions` is set"):
+    with pytest.raises(
+        UserError, match=r"`data\.augment\.flip` moves pixels, but not the boxes that `data\.regions` reads"
+    ):
         parse_config(PretrainConfig, {"data": {"regions": {}, "augment": {"flip": True}}})
 
 

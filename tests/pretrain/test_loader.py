@@ -7,18 +7,21 @@ import pytest
 import torch
 
 from pretrain.batch import Batch
-from pretrain.config import AugmentConfig
+from pretrain.data.augment_config import AugmentConfig
+from pretrain.data.groups import Groups
+from pretrain.data.kept import KeptPixels
 from pretrain.data.loader import Preparation
 from pretrain.data.masking import IGNORE
+from pretrain.data.pixels import Pictures
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.transforms import evaluation_pixels, training_pixels
-from shards.errors import UserError
+from pretrain.data.transforms import evaluation_pixels
+from shards.errors import DamagedSample, UserError
 from shards.reader import ShardSet
 from shards.sample import Identity, Sample
 from shards.stream import ShardStream, StreamedSample
 from tests.pretrain.colours import Colours
 
-AUGMENTED = "data.augment={crop_scale: 0.5, color: 0.3, flip: true, erase: 0.5, rotate: 10}"
+AUGMENTED = "data.augment={color: 0.3, flip: true, erase: 0.5, rotate: 10, bend: 0.1, hue: 0.2, sharpen: 1}"
 
 
 def batches(config, count: int, **how) -> list[Batch]:
@@ -172,16 +175,78 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "change", [{"crop_scale": 0.3}, {"flip": True}, {"color": 0.5}, {"erase": 1.0}, {"rotate": 30.0}]
-)
-def test_each_augmentation_changes_pixels_and_only_by_its_generator(corpus, change):
-    sample = ShardSet(corpus.shards)[0]
-    whole = evaluation_pixels(sample, 32)
-    assert torch.equal(training_pixels(sample, 32, AugmentConfig(), np.random.default_rng(0)), whole)
-    config = AugmentConfig(**change)
-    views = [training_pixels(sample, 32, config, np.random.default_rng(seed)) for seed in range(6)]
-    again = [training_pixels(sample, 32, config, np.random.default_rng(seed)) for seed in range(6)]
-    assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True))
-    assert any(not torch.equal(view, whole) for view in views)
-    assert all(view.shape == (32, 32, 3) and view.dtype == torch.uint8 for view in views)
+@pytest.mark.parametrize("change", [{"crop_scale": 0.3}, {"flip": True}])
+def test_what_is_done_to_each_image_depends_on_its_generator_alone(corpus, change):
+    source = ShardSet(corpus.shards)
+    whole = evaluation_pixels(source[0], 32)
+
+    def views(config: AugmentConfig) -> list[torch.Tensor]:
+        made = Pictures(config, 32, 10**6, [source], lambda identity, sample: 0)
+        read = [made.read(source.identity(0), source[0], np.random.default_rng(seed)) for seed in range(6)]
+        return list(made.stack(read)[0])
+
+    assert all(torch.equal(view, whole) for view in views(AugmentConfig()))
+    changed = views(AugmentConfig(**change))
+    assert all(torch.equal(a, b) for a, b in zip(changed, views(AugmentConfig(**change)), strict=True))
+    assert any(not torch.equal(view, whole) for view in changed)
+
+
+def test_decoded_images_that_are_kept_change_nothing(configure):
+    kept, made = (batches(configure(AUGMENTED, f"data.keep_gigabytes={size}"), 10) for size in (1, 0))
+    for one, other in zip(kept, made, strict=True):
+        assert_equal(one, other)
+
+
+def test_no_more_is_kept_than_allowed():
+    image = torch.zeros(4, 4, 3, dtype=torch.uint8)
+    kept = KeptPixels(limit=3 * image.nbytes)
+    for number in [*range(5), 0, 4]:
+        assert kept.get(Identity("made-up", number), image.clone).equal(image)
+    assert len(kept) == 3
+    first = kept.get(Identity("made-up", 0), lambda: pytest.fail("it was kept"))
+    assert first is kept.get(Identity("made-up", 0), image.clone)
+
+
+def halves(identity: Identity, sample: Sample) -> int:
+    """Red and green against blue and yellow."""
+    return identity.ordinal // 2
+
+
+def test_partners_are_others_of_the_group():
+    colours, rng = Colours(), np.random.default_rng(0)
+    groups = Groups([colours, colours], halves)  # twice: each has two twins of its own identity's group
+    found = [groups.partner(0, colours.identity(0), rng) for _ in range(20)]
+    assert {partner[1].metadata["colour"] for partner in found if partner} == {"green"}
+    assert None not in found
+    assert groups.partner(99, colours.identity(0), rng) is None
+
+
+def test_who_is_alone_in_a_group_has_no_partner():
+    colours = Colours()
+    alone = Groups([colours], lambda identity, sample: identity.ordinal)
+    assert alone.partner(0, colours.identity(0), np.random.default_rng(0)) is None
+
+
+def test_damaged_partners_are_passed_over():
+    class Torn(Colours):
+        def __getitem__(self, index):
+            if index == 1:
+                raise DamagedSample("torn")
+            return super().__getitem__(index)
+
+    torn = Torn()
+    assert Groups([torn], halves).partner(0, torn.identity(0), np.random.default_rng(0)) is None
+    found = Groups([torn], lambda identity, sample: 0).partner(0, torn.identity(0), np.random.default_rng(0))
+    assert found is not None
+    assert found[1].metadata["colour"] in {"blue", "yellow"}
+
+
+def test_partners_are_blended_in():
+    """Red with green: pixels between the two, or of both."""
+    colours = Colours()
+    pictures = Pictures(AugmentConfig(blend=1.0), 8, 0, [colours], halves)
+    rows = [pictures.read(colours.identity(0), colours[0], np.random.default_rng(seed)) for seed in range(20)]
+    red_BHW, green_BHW, blue_BHW = pictures.stack(rows)[0].int().unbind(-1)
+    assert ((red_BHW + green_BHW - 255).abs() <= 1).all()
+    assert (blue_BHW == 0).all()
+    assert (green_BHW > 0).flatten(1).any(1).sum() > 10

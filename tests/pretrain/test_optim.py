@@ -115,10 +115,10 @@ def test_adamw_by_hand():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"momentum": 0.9}, r"`optim\.momentum` \(=0\.9\) is for `optim\.name` sgd, not adamw"),
+        ({"momentum": 0.9}, r"`optim\.momentum` \(=0\.9\) is for `optim\.name` sgd or muon, not adamw"),
         (
             {"name": "sgd", "betas": [0.5, 0.9]},
-            r"`optim\.betas` \(=\[0\.5, 0\.9\]\) is for `optim\.name` adamw, not sgd",
+            r"`optim\.betas` \(=\[0\.5, 0\.9\]\) is for `optim\.name` adamw or muon, not sgd",
         ),
     ],
 )

