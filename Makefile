@@ -31,7 +31,8 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -m "not long" --durations=15
 
-# Worlds x stages x models, real kills, silent ranks, every published system learning.
+# Worlds x stages x models, real kills, silent ranks, every published system learning. The test of two hosts needs root and
+# `apt-get install iproute2 openssh-server pdsh`, and says so where it is skipped.
 test-long: install
 	$(BIN)/python -m pytest -m long --durations=15
 

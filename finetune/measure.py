@@ -28,7 +28,8 @@ from finetune.results import Results, gallery_path
 from finetune.retrieval import RetrievalSet, open_input
 from pretrain import distributed
 from pretrain.checkpoint import load_checkpoint
-from pretrain.engine import start_process_group, world_from_environment
+from pretrain.engine import start_process_group
+from pretrain.machine import world_from_environment
 from shards.errors import UserError, nearest
 from shards.storage import write_atomically
 

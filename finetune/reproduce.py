@@ -20,7 +20,7 @@ from finetune.results import Results
 from finetune.retrieval import RetrievalSet
 from finetune.score import Scorer
 from pretrain.checkpoint import Checkpoint, load_checkpoint
-from pretrain.engine import world_from_environment
+from pretrain.machine import world_from_environment
 from shards.errors import UserError, nearest
 from shards.sources.karpathy import KarpathySource
 

@@ -21,7 +21,7 @@ def fine_tune(
     """Runs fine-tuning and returns the best checkpoint on the validation pairs, without any the last one.
 
     Args:
-        ckpt: A checkpoint folder, or a run folder for its latest; heads that it lacks start fresh.
+        ckpt: A checkpoint folder, or a run folder for its best or latest; heads that it lacks start fresh.
         shards: Where `source` came from if from shards, for the record.
         validation: Pairs that decide which checkpoint is kept and when to stop; never those of the test.
 

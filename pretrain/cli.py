@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pretrain.cli_plan import plan
 from pretrain.cli_status import status
 from pretrain.models.convert import commands
 from shards.console import run
@@ -114,6 +115,7 @@ def labels(
 
 
 app.command(no_args_is_help=True)(status)
+app.command(no_args_is_help=True)(plan)
 app.command("import")(commands.import_)
 app.command("export")(commands.export)
 

@@ -9,6 +9,7 @@ from pretrain.fitting import misfit, missing_regions, no_grid
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import ObjectivesConfig
 from pretrain.settings import Section
+from pretrain.trackers import TrackerName
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BETAS = (0.9, 0.98)
@@ -228,6 +229,7 @@ class RunConfig(Section):
     one; one that takes longer than half of `silence_timeout` was not written.
     A batch whose loss or gradient is not finite, or whose loss is `spike` standard deviations above the last ones, is
     quarantined: the run goes back to its last checkpoint and past that batch, at most `max_rollbacks` times.
+    `track` names who else gets the numbers of log.jsonl: `wandb`, `mlflow` (`pretrain.trackers`).
     A rank without a step (and the save behind it) for `silence_timeout` seconds ends with a stack of its threads.
     `rehearse` tries a step of the largest shape first, of which nothing stays: memory that does not suffice shows at
     once, before a file is written.
@@ -247,6 +249,7 @@ class RunConfig(Section):
     silence_timeout: float = Field(1800, gt=0)
     rehearse: bool = True
     resume: Literal["never", "auto", "overwrite"] = "never"
+    track: list[TrackerName] = Field([])
 
 
 class SystemConfig(Section):

@@ -45,11 +45,6 @@ TRAINER_TAG = "engine"
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
-def world_from_environment() -> int:
-    """The number of processes that the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def start_process_group() -> torch.device:
     """Joins the launcher's group, or makes one of this process alone, and returns this rank's device."""
     accelerator = deepspeed.get_accelerator()

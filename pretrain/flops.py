@@ -23,27 +23,6 @@ from pretrain.batch import Batch
 from pretrain.config import EngineConfig
 from pretrain.task import Task
 
-PEAKS = {
-    "NVIDIA B200": 2250e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L4": 121e12,
-}
-"""Start of a device's name -> dense bfloat16 FLOP/s by its maker's data sheet (half of the figure "with sparsity")."""
-
-
-def device_name() -> str:
-    """What the maker calls this process's device; empty for a CPU."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-
-
-def peak_flops(name: str) -> float | None:
-    """The peak of a device in FLOP/s of bfloat16, None for one that is not in `PEAKS`."""
-    return next((peak for start, peak in PEAKS.items() if f"{name} ".startswith((f"{start} ", f"{start}-"))), None)
-
 
 class FlopMeter:
     """Counts one forward of a task per interval and choice of objectives, and lets it stand for those like it.

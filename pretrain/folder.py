@@ -6,6 +6,7 @@ RUN/config.yaml       the resolved configuration
     quarantine.jsonl  batches that the run passed over
     damage/           samples that each rank left out
     errors/           tracebacks of ranks that lost their peers
+    wandb/            what Weights & Biases keeps, where `run.track` names it
     checkpoints/      latest, step-N/ (`pretrain.checkpoint`)
 """
 
@@ -19,8 +20,8 @@ from shards.errors import UserError
 
 CONFIG, LOG, PROCESS, LEDGER = "config.yaml", "log.jsonl", "process.json", "quarantine.jsonl"
 BOARD, DAMAGE, ERRORS, CHECKPOINTS = "tensorboard", "damage", "errors", "checkpoints"
-BEST, VALIDATION = "best", "validation.jsonl"
-OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, ERRORS, CHECKPOINTS, BEST, VALIDATION)
+BEST, VALIDATION, TRACKED = "best", "validation.jsonl", "wandb"
+OWN = (CONFIG, LOG, PROCESS, LEDGER, BOARD, DAMAGE, ERRORS, CHECKPOINTS, BEST, VALIDATION, TRACKED)
 LATEST, STATE = "latest", "state.json"
 """The pointer in `CHECKPOINTS`, and the file that each checkpoint has."""
 

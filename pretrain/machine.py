@@ -13,6 +13,16 @@ LAST_SECONDS = 10.0
 """Longest wait, at the end of a process, for threads that finish a collective."""
 
 
+def world_from_environment() -> int:
+    """The number of processes that the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank_from_environment() -> int:
+    """This process's number among them."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def alone() -> dict[str, str]:
     """The variables that a launcher would set for one process."""
     with socket.socket() as probe:

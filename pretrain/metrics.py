@@ -4,18 +4,23 @@ import json
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.flops import FlopMeter, KnownFlops, device_name, meter, peak_flops
+from pretrain.devices import device_name, peak_flops
+from pretrain.flops import FlopMeter, KnownFlops, meter
 from pretrain.folder import BOARD, LOG, read_lines
+from pretrain.run import flat
 from pretrain.task import Task
+from pretrain.trackers import Tracker, open_trackers
 from shards.console import Progress, clock, progress
+from shards.parts import Counts
 from shards.storage import write_atomically
 
 
@@ -29,6 +34,7 @@ class Metrics:
         batch: Samples of the global batch.
         meter: What counts this rank's FLOPs, closed here; None where they cannot be counted.
         peak: FLOP/s of this rank's device, None where they are not known.
+        trackers: Who else gets the numbers, closed here.
     """
 
     def __init__(
@@ -40,9 +46,10 @@ class Metrics:
         bar: Progress,
         meter: FlopMeter | KnownFlops | None,
         peak: float | None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.total, self.batch, self._bar, self._meter = total, batch, bar, meter
-        self._peak = peak
+        self._peak, self._trackers = peak, trackers
         _forget_after(run / LOG, start)
         self._file = (run / LOG).open("a")
         self._board = SummaryWriter(str(run / BOARD), purge_step=start)
@@ -59,12 +66,13 @@ class Metrics:
         self._flops += self._meter.step if self._meter else 0
         self._bar.advance()
 
-    def report(self, step: int, lr: float) -> None:
+    def report(self, step: int, lr: float, data: Mapping[str, int]) -> None:
         """Writes the averages since the last report; `step` counts finished steps.
 
         Beside them: `samples` seen since the start of the run, `memory` of this rank at its peak in bytes
         (`peak_memory`), `eta` in seconds, and `time` in Unix seconds. `tflops` are model TFLOP/s of this
-        rank's device (`pretrain.flops`) and `mfu` their share of its peak, each where it is known.
+        rank's device (`pretrain.flops`) and `mfu` their share of its peak, each where it is known. `data` says what
+        became of the samples that were read (`data_counts`).
         """
         seconds = time.monotonic() - self._start
         values = {name: total / self._counts[name] for name, total in self._sums.items()}
@@ -75,6 +83,7 @@ class Metrics:
             "data_wait": self._waited / seconds,
             "memory": peak_memory(),
             "eta": (self.total - step) * seconds / self._steps,
+            **data,
         }
         if self._meter:
             values["tflops"] = self._flops / seconds / 1e12
@@ -86,12 +95,16 @@ class Metrics:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step, walltime=now)
+        for tracker in self._trackers:
+            tracker.log(step, values)
         self._bar.say(_line(step, self.total, values))
         self._reset()
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
         if self._meter:
             self._meter.close()
 
@@ -107,7 +120,7 @@ class NoMetrics:
 
     def add(self, losses: dict[str, float], waited: float) -> None: ...
 
-    def report(self, step: int, lr: float) -> None: ...
+    def report(self, step: int, lr: float, data: Mapping[str, int]) -> None: ...
 
 
 @contextmanager
@@ -133,11 +146,23 @@ def reporting(
             bar,
             meter(task, config.engine, flops),
             peak_flops(device_name()),
+            open_trackers(config.run.track, Path(config.run.out), flat(config.model_dump(mode="json"))),
         )
         try:
             yield metrics
         finally:
             metrics.close()
+
+
+def data_counts(counts: Counts) -> dict[str, int]:
+    """`read` = `yielded` + `substituted` (damaged) + `filtered`: samples of all ranks since this process began.
+
+    Every rank calls it.
+    """
+    named = {"read": counts.read, "yielded": counts.yielded, "substituted": counts.substituted}
+    named["filtered"] = counts.filtered.total()
+    own = torch.tensor(list(named.values()), device=distributed.collective_device())
+    return dict(zip(named, distributed.sum_over_ranks(own).tolist(), strict=True))
 
 
 def peak_memory() -> int:
@@ -151,9 +176,10 @@ def _line(step: int, total: int, values: dict[str, float]) -> str:
     losses = "  ".join(f"{name.removeprefix('loss/')} {v:.3f}" for name, v in values.items() if name.startswith("loss"))
     speed = f"{values['tflops']:.3g} TFLOP/s  " if "tflops" in values else ""
     speed += f"MFU {values['mfu']:.1%}  " if "mfu" in values else ""
+    lost = "".join(f"{values[name]} {name}  " for name in ("substituted", "filtered") if values[name])
     return (
         f"step {step}/{total}  {values['samples']:,} samples  {losses}  lr {values['lr']:.2e}  "
-        f"{values['samples_per_second']:.0f} samples/s  data {values['data_wait']:.0%}  "
+        f"{values['samples_per_second']:.0f} samples/s  data {values['data_wait']:.0%}  {lost}"
         f"memory {values['memory'] / 1e9:.2f} GB  {speed}ETA {clock(values['eta'])}"
     )
 

@@ -5,14 +5,16 @@ pages of traceback. That is no fault of theirs, and all that a person needs is t
 """
 
 import contextlib
+import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
 
-from pretrain.folder import ERRORS
+from pretrain.folder import CONFIG, ERRORS
 from pretrain.stop import RESTART
 from pretrain.watchdog import Pulse
 from shards.errors import Stopped
@@ -39,9 +41,10 @@ def peers_needed(run: Path, rank: int, pulse: Pulse) -> Iterator[None]:
     except RuntimeError as error:
         if not lost(error):
             raise
-        place = _keep(run / ERRORS / f"rank-{rank:05d}.txt", traceback.format_exc())
-        reason = str(error).splitlines()[0]
-        raise PeerLost(f"rank {rank} lost its peers after step {pulse.step} ({reason}); traceback: {place}") from None
+        place = _keep(run, rank, traceback.format_exc())
+        raise PeerLost(
+            f"rank {rank} lost its peers after step {pulse.step} ({_short(error)}); traceback: {place}"
+        ) from None
 
 
 def lost(error: RuntimeError) -> bool:
@@ -50,10 +53,20 @@ def lost(error: RuntimeError) -> bool:
     return said and not isinstance(error, Stopped)
 
 
-def _keep(file: Path, text: str) -> str:
-    """Where the text is now; a disk that does not take it must not hide what happened."""
+def _short(error: RuntimeError) -> str:
+    """What happened, without the place in the backend's source before it and the advice behind it."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error)).splitlines()[0].split(". ")[0]
+
+
+def _keep(run: Path, rank: int, text: str) -> str:
+    """Where the text is now; a disk that does not take it must not hide what happened.
+
+    A folder that is not a run's yet must stay empty: the next start would refuse it.
+    """
+    folder = run / ERRORS if (run / CONFIG).is_file() else Path(tempfile.gettempdir(), "duostream")
+    file = folder / f"rank-{rank:05d}.txt"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     except OSError:
         sys.stderr.write(text)

@@ -66,11 +66,11 @@ class Task(nn.Module):
     def begin(self, seed: int, step: int) -> None:
         """Chooses what the forwards of this step train; every rank calls it with the same arguments."""
         if self.config.policy == "one":
-            self._active = draw_entry(self.config.mix, seed, step)
+            self.choose(draw_entry(self.config.mix, seed, step))
 
-    def choose(self, active: Sequence[str]) -> None:
-        """Trains these objectives until `begin` chooses."""
-        self._active = list(active)
+    def choose(self, names: Sequence[str]) -> None:
+        """These objectives alone are trained by the forwards that follow."""
+        self._active = list(names)
 
     @property
     def choices(self) -> list[tuple[str, ...]]:
@@ -102,6 +102,7 @@ class Task(nn.Module):
         active = self._named(self._active)
         views = Views(self._sized(self.model, batch), batch, _reads(active), self._teacher(batch), _looks(active))
         losses = {name: objective(views) for name, objective in active.items()}
+        views.forget()
         weights = self.config.chosen
         return {"loss": sum(weights[name].weight * loss for name, loss in losses.items()), **losses}
 

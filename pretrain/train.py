@@ -19,9 +19,10 @@ from pretrain.checkpoint import Checkpoint, restore
 from pretrain.config import DataConfig, PretrainConfig, RunConfig, WeightedShards
 from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.engine import Engine, check_accelerator, start_process_group, world_from_environment
+from pretrain.engine import Engine, check_accelerator, start_process_group
 from pretrain.folder import DAMAGE, newest_checkpoint
-from pretrain.metrics import reporting
+from pretrain.machine import rank_from_environment, world_from_environment
+from pretrain.metrics import data_counts, reporting
 from pretrain.models.resize import at_size
 from pretrain.optim import build_optimizer, freeze, learning_rate
 from pretrain.peers import peers_needed
@@ -33,6 +34,7 @@ from pretrain.saving import Saver
 from pretrain.stepped import Sick
 from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
+from pretrain.trackers import check_trackers
 from pretrain.watchdog import Pulse, watching
 from shards.cache import FileCache
 from shards.errors import UserError
@@ -76,6 +78,7 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
         if not len(part):
             raise UserError(f"`source` (={part.name}) must hold at least one pair")
     check_accelerator(config.engine)
+    check_trackers(config.run.track)
     tokenizer = initial.tokenizer if initial else Tokenizer(config.data.tokenizer)
     for part, _ in weighted:
         check_inputs(config, tokenizer, part[0])
@@ -135,9 +138,9 @@ def fit(
         PeerLost: another rank is gone.
     """
     inputs = check(config, source, initial)
-    device = start_process_group()
-    out, rank = Path(config.run.out), distributed.rank()
+    out, rank = Path(config.run.out), rank_from_environment()
     with watching(config.run.silence_timeout, rank) as pulse, peers_needed(out, rank, pulse):
+        device = start_process_group()
         check_agreement(facts(config, inputs))
         engine = _ready(config, inputs, initial, device)
         distributed.barrier()  # no rank is still looking at the folder when the first one writes into it
@@ -245,7 +248,7 @@ def _steps(config: PretrainConfig, engine: Engine, device: torch.device, life: L
             last = done == run.steps
             metrics.add(stepped.losses, waited)
             if done % run.log_every == 0 or last or stop:
-                metrics.report(done, lr)
+                metrics.report(done, lr, data_counts(life.stream.counts))
             if done % run.save_every == 0 or last or stop:
                 _save(run, done, engine, life, must=last or stop)
             pulse.beat(done)

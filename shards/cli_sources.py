@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 Split = Annotated[str, typer.Option(help="Which part of the corpus.")]
+Images = Annotated[Path, typer.Option(help="Folder of the images.")]
+MappedImages = Annotated[Path, typer.Option(help="Folder that the files of the map start from.")]
+UrlMap = Annotated[Path, typer.Option("--map", help="URL to file: lines with a tab between, or a JSON object.")]
 
 
 @build_command("scenes")
@@ -89,7 +92,7 @@ def build_albef(
 @build_command("flickr30k")
 def build_flickr30k(
     annotations: Annotated[Path, typer.Option(help="The `.token` file.")],
-    images: Annotated[Path, typer.Option(help="Folder of the images.")],
+    images: Images,
 ) -> "Source":
     """Flickr30K as published: one `.token` file and its folder of images, all splits together.
 
@@ -105,8 +108,8 @@ def build_flickr30k(
 @build_command("conceptual-captions")
 def build_conceptual_captions(
     annotations: Annotated[Path, typer.Option(help="Table of caption and URL.")],
-    images: Annotated[Path, typer.Option(help="Folder that the files of the map start from.")],
-    url_map: Annotated[Path, typer.Option("--map", help="URL to file: lines with a tab between, or a JSON object.")],
+    images: MappedImages,
+    url_map: UrlMap,
 ) -> "Source":
     """Conceptual Captions with images that are already here. Rows without one are skipped and counted.
 
@@ -122,8 +125,8 @@ def build_conceptual_captions(
 @build_command("sbu")
 def build_sbu(
     annotations: Annotated[Path, typer.Option(help="sbu-captions-all.json, or ..._urls.txt beside ..._captions.txt.")],
-    images: Annotated[Path, typer.Option(help="Folder that the files of the map start from.")],
-    url_map: Annotated[Path, typer.Option("--map", help="URL to file: lines with a tab between, or a JSON object.")],
+    images: MappedImages,
+    url_map: UrlMap,
 ) -> "Source":
     """SBU Captioned Photos with images that are already here. Rows without one are skipped and counted.
 
@@ -159,7 +162,7 @@ def build_visual_genome(
 def build_bottom_up(
     features: Annotated[Path, typer.Option(help="The table of regions: base64 columns with tabs between.")],
     annotations: Annotated[Path, typer.Option(help="The captions: Karpathy, COCO or ALBEF form.")],
-    images: Annotated[Path, typer.Option(help="Folder of the images.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; else the regions alone.")] = None,
     split: Annotated[str, typer.Option(help="Which part, in Karpathy form.")] = "train",
     objects: Annotated[Path | None, typer.Option(help="Names of the object classes, one in each line.")] = None,
     attributes: Annotated[Path | None, typer.Option(help="Names of the attribute classes.")] = None,

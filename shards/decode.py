@@ -15,6 +15,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from shards.errors import DamagedSample
+from shards.sample import Sample
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,13 @@ def image_size(image: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         raise
     except Exception as error:
         raise DamagedSample(f"the image header cannot be read: {_reason(error, image)}") from error
+
+
+def sample_size(sample: Sample) -> tuple[int, int]:
+    """Width and height of the image that a sample is of, whether it holds the image or its regions alone."""
+    if sample.extension:
+        return image_size(sample.image)
+    return int(sample.metadata["width"]), int(sample.metadata["height"])
 
 
 def decode_image(image: bytes, extension: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shards.decode import decode_image, image_size
+from shards.decode import decode_image, sample_size
 from shards.duplicates import Signature, exact_signature, near_signature
 from shards.errors import DamagedSample, UserError, nearest
-from shards.sample import Sample
-from shards.soundness import unsound_caption, unsound_image, unsound_record
+from shards.sample import Sample, record_json
+from shards.soundness import unsound_caption, unsound_picture, unsound_record
 
 
 class Filters(BaseModel):
@@ -155,11 +155,11 @@ def judge(sample: Sample, filters: Filters) -> Verdict:
     kept = tuple(i for i, fault in enumerate(faults) if not fault)
     dropped = Counter(fault for fault in faults if fault)
     unkept = "" if kept else faults[0] if faults else "no_caption"
-    reason = unsound_image(sample.image, sample.extension) or scored or unkept
+    reason = unsound_picture(sample) or scored or unkept
     reason = reason or unsound_record(with_captions(sample, kept)) or _judge_image(sample, filters)
     if reason:
         return Verdict(reason, kept, dropped, unscored)
-    exact = exact_signature(sample.image) if filters.exact_duplicates else None
+    exact = exact_signature(sample.image or record_json(sample)) if filters.exact_duplicates else None
     near = near_signature(sample.image) if filters.perceptual_distance is not None else None
     return Verdict("", kept, dropped, unscored, exact, near)
 
@@ -226,12 +226,12 @@ def _identifier() -> Any:
 def _judge_image(sample: Sample, filters: Filters) -> str:
     """Of an image whose header is sound."""
     sized = filters.min_short_side is not None or filters.max_aspect is not None
-    width, height = image_size(sample.image) if sized else (0, 0)
+    width, height = sample_size(sample) if sized else (0, 0)
     if filters.min_short_side is not None and min(width, height) < filters.min_short_side:
         return "min_short_side"
     if filters.max_aspect is not None and max(width, height) > filters.max_aspect * min(width, height):
         return "max_aspect"
-    if filters.decodable:
+    if filters.decodable and sample.extension:
         try:
             decode_image(sample.image, sample.extension)
         except DamagedSample:

@@ -182,7 +182,7 @@ class _OpenShard:
         key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
         if self.foreign:
             return foreign_sample(self.name, ordinal, key, extension, members, self.foreign)
-        return sample_from_members(key, members.pop("image"), extension, members.pop("json"), members)
+        return sample_from_members(key, members.pop("image", b""), extension, members.pop("json"), members)
 
     def _members(self, places: list[list[int]]) -> dict[str, bytes]:
         """The checked contents of members by name."""

@@ -45,8 +45,9 @@ class Sample:
 
     Attributes:
         key: Unique inside its shard set; no dots or slashes, since readers split member names at the first dot.
-        image: The encoded file, byte for byte.
-        extension: The image file's type, lower case without a dot.
+        image: The encoded file, byte for byte; empty where features of regions are all there is of the image. Its
+            `width` and `height` in pixels are then in the metadata.
+        extension: The image file's type, lower case without a dot; empty without one.
         captions: At least one text; the number may differ between samples.
         metadata: JSON values of the source, for grouping (`concept`) or filtering.
         region_features: [K, D] float16 or float32, a row for each region, or None.

@@ -6,8 +6,9 @@
     no_caption          no caption
     caption_unreadable  bytes that are not UTF-8, half a surrogate pair, or a NUL
     caption_too_long    more than CAPTION_BYTES
-    record_unreadable   the same in metadata, tags or names of regions, or arrays that do not fit the regions
+    record_unreadable   half a surrogate pair in metadata, tags or names of regions
     record_too_large    more than RECORD_BYTES of JSON, or ARRAY_BYTES of an array
+    regions_unreadable  arrays that do not fit the regions, of another type than float16 and float32, or not finite
 
 Other control characters are text. Bytes that are not UTF-8 come from annotation files as surrogate escapes, so that one
 rule finds them and half pairs that JSON names.
@@ -19,7 +20,7 @@ from shards.sample import ARRAYS, IMAGE_EXTENSIONS, Sample, array_fault, record_
 
 UNSOUND = (
     *("unreadable", "image_unreadable", "image_too_large", "no_caption", "caption_unreadable", "caption_too_long"),
-    *("record_unreadable", "record_too_large"),
+    *("record_unreadable", "record_too_large", "regions_unreadable"),
 )
 IMAGE_BYTES = 1 << 27
 CAPTION_BYTES = 1 << 16
@@ -55,6 +56,14 @@ def unsound_image(image: bytes, extension: str) -> str:
     return "" if extension in IMAGE_EXTENSIONS else "image_unreadable"
 
 
+def unsound_picture(sample: Sample) -> str:
+    """The same for what a sample holds of its image: the file, or features of regions and the image's size."""
+    if sample.extension or sample.image:
+        return unsound_image(sample.image, sample.extension)
+    sized = all(isinstance(sample.metadata.get(side), int) for side in ("width", "height"))
+    return "" if sized and sample.region_features is not None else "image_unreadable"
+
+
 def unsound_record(sample: Sample) -> str:
     """The same for what is neither image nor caption."""
     try:
@@ -65,4 +74,4 @@ def unsound_record(sample: Sample) -> str:
     if len(record) > RECORD_BYTES or any(array.nbytes > ARRAY_BYTES for array in arrays):
         return "record_too_large"
     faults = (array_fault(array, len(sample.regions)) for array in arrays)
-    return "record_unreadable" if any(faults) else ""
+    return "regions_unreadable" if any(faults) else ""

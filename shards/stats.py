@@ -143,7 +143,7 @@ class _Tally:
         _count(self.captions, pc.list_value_length(index["caption_words"]).to_numpy())
         _count(self.words, pc.list_flatten(index["caption_words"]).to_numpy())
         self.extensions.update(index["extension"].to_pylist())
-        self.image_bytes += pc.sum(index["image_size"]).as_py()
+        self.image_bytes += pc.sum(index["image_size"]).as_py() or 0
         for name in ARRAYS:
             if f"{name}_offset" in index.column_names:
                 self.arrays[name] += index.num_rows - index[f"{name}_offset"].null_count

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 from isal.isal_zlib import crc32
 
-from shards.decode import image_size
+from shards.decode import sample_size
 from shards.sample import Sample, array_bytes, record_json
 
 BLOCK = 512
@@ -34,12 +34,13 @@ class TarWriter:
 
     def add(self, sample: Sample) -> None:
         """Appends the members of one sample, which is sound (`shards.soundness`)."""
-        width, height = image_size(sample.image)
+        width, height = sample_size(sample)
+        name = f"{sample.key}.{sample.extension}"
         self.rows.append(
             {
                 "key": sample.key,
                 "extension": sample.extension,
-                **self._member("image", f"{sample.key}.{sample.extension}", sample.image),
+                **(self._member("image", name, sample.image) if sample.extension else {}),
                 **self._member("json", f"{sample.key}.json", record_json(sample)),
                 **self._arrays(sample),
                 "width": width,

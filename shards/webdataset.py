@@ -40,8 +40,8 @@ from shards.soundness import IMAGE_BYTES, MEMBER_BYTES, unsound_image
 from shards.storage import locked_folder, write_atomically
 from shards.tar_walk import Buffer, Fault, Member, walk
 
-MOST_MEMBERS = 1 << 22
-"""Of one tar, which take 2 GB while it is indexed; those behind them are left out, as a fault says."""
+MOST_MEMBERS = 1 << 21
+"""Of one tar, at less than 2 KiB each while it is indexed; those behind them are left out, as a fault says."""
 MOST_FAULTS = 100
 """Sentences about one tar."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.model.inputs import Captions
+from pretrain.flops import ProductCount
 from tests.parity.weights import distance, worst_gradient
 
 ANNOTATIONS = "annotations/coco_test5k_karpathy_format.json"
@@ -101,18 +102,27 @@ def compare(arguments: argparse.Namespace, arms: Sequence[Arm], captions: Captio
     for arm in arms:
         arm.prepare(not arguments.plain_optimizer)
         arm.step(0)
+    products = [_products(arm, arguments.rounds) for arm in arms]
     times: dict[str, list[Times]] = {arm.name: [] for arm in arms}
     for number in range(1, arguments.rounds + 1):
         for arm in arms if number % 2 else reversed(arms):
             times[arm.name].append(_timed(arm, number, arguments.device))
         print(f"round {number}: " + ", ".join(f"{name} {taken[-1].wall * 1e3:.0f} ms" for name, taken in times.items()))
     us = times[arms[0].name]
-    for arm in arms[1:]:
+    for arm, count in zip(arms[1:], products[1:], strict=True):
         pairs = list(zip(times[arm.name], us, strict=True))
         said = _ratios([them.wall / our.wall for them, our in pairs])
         if arguments.device == "cpu":
             said += f"; in time of the processor {_ratios([them.processor / our.processor for them, our in pairs])}"
-        print(f"{arm.name} / {arms[0].name}: {said}")
+        print(f"{arm.name} / {arms[0].name}: {said}; in products {count / products[0]:.2f}x")
+
+
+def _products(arm: Arm, rounds: int) -> int:
+    """FLOPs of the matrix products of the steps that will be timed, backward included: what no load can change."""
+    with ProductCount() as counted:
+        for number in range(1, rounds + 1):
+            arm.loss(number)
+    return counted.flops
 
 
 def _ratios(ratios: list[float]) -> str:

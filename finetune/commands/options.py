@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-Ckpt = Annotated[Path, typer.Option("--ckpt", help="Checkpoint folder, run folder for its best or latest, or hf:USER/NAME.")]
+Ckpt = Annotated[
+    Path, typer.Option("--ckpt", help="Checkpoint folder, run folder for its best or latest, or hf:USER/NAME.")
+]
 Annotations = Annotated[Path | None, typer.Option(help="Karpathy-form JSON; needs --images.")]
 Images = Annotated[Path | None, typer.Option(help="Folder that the file names of --annotations start from.")]
 Shards = Annotated[Path | None, typer.Option(help="Folder that `shards build` wrote, in place of --annotations.")]

@@ -9,7 +9,7 @@ from shards.reader import ShardSet
 from shards.sample import IMAGE_EXTENSIONS
 from shards.sources.annotation_files import read_lines
 from shards.sources.base import Source
-from shards.sources.image_files import ImageFileSource, Record, image_folder
+from shards.sources.image_files import ImageFileSource, Record, image_folder, printable
 
 Form = Literal["shards", "images"]
 
@@ -36,7 +36,7 @@ class PictureFolder(ImageFileSource):
 
 def _captions(image: Path) -> tuple[str, ...]:
     text = image.with_suffix(".txt")
-    return tuple(line.strip() for _, line in read_lines("images", text)) if text.is_file() else ()
+    return tuple(printable(line.strip()) for _, line in read_lines(text)) if text.is_file() else ()
 
 
 @dataclass(frozen=True)

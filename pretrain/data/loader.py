@@ -44,11 +44,13 @@ def check_sample(config: PretrainConfig, sample: Sample) -> None:
     """Refuses a configuration that asks for what the sample does not have.
 
     Raises:
-        UserError: `data.group_by`, `data.second` or `data.regions` without it.
+        UserError: `data.group_by`, `data.second`, `data.regions` or a model of pixels without it.
     """
     key = config.data.group_by
     if key is not None and key not in sample.metadata:
         raise UserError(f"`data.group_by` (={key}) is not in the metadata of sample {sample.key}")
+    if not sample.extension and not config.model.vision.region:
+        raise UserError(f"`model.vision` must read regions, since sample {sample.key} has those and no image")
     if config.data.second == "tags" and not sample.tags:
         raise UserError(f"`data.second` (=tags) needs tags, and sample {sample.key} has none")
     if config.objectives.phrases and not sample.regions:

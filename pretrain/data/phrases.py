@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.decode import image_size
+from shards.decode import sample_size
 from shards.sample import Sample
 
 
@@ -29,6 +29,6 @@ class Phrase(NamedTuple):
 def draw_phrase(sample: Sample, rng: np.random.Generator) -> tuple[str, np.ndarray]:
     """Attributes and label of a random region, and its box, float32 [4]."""
     region = sample.regions[rng.integers(len(sample.regions))]
-    width, height = image_size(sample.image)
+    width, height = sample_size(sample)
     box_4 = np.array(region.box, np.float32) / np.array([width, height, width, height], np.float32)
     return " ".join([*region.attributes, region.label]), box_4.clip(0, 1)

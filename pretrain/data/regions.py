@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretrain.config import RegionsConfig
 from pretrain.data.labels import UNKNOWN, RegionVocabulary
-from shards.decode import image_size
+from shards.decode import sample_size
 from shards.errors import UserError
 from shards.sample import Sample
 
@@ -82,7 +82,7 @@ def read_regions(
     sure = chosen[scores[chosen] >= config.least_score]
     chosen = sure if len(sure) else chosen[:1]
     kept = [sample.regions[i] for i in chosen]
-    width, height = image_size(sample.image)
+    width, height = sample_size(sample)
     boxes_K4 = np.array([region.box for region in kept], np.float32) / np.array(
         [width, height, width, height], np.float32
     )

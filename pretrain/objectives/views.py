@@ -105,6 +105,12 @@ class Views:
             for attention in {attention for _, _, attention in FUSED.values()}
         }
 
+    def forget(self) -> None:
+        """Lets go of all features: views hold each other, so they would stay until Python looks for cycles."""
+        if self._teacher:
+            self._teacher.views.forget()
+        vars(self).clear()
+
     @property
     def followed(self) -> Teacher:
         """The momentum towers, which the caller knows to be there."""

@@ -31,12 +31,13 @@ class AlbefSource(ImageFileSource):
 
     name = "albef"
 
-    def __init__(self, annotations: Path, images: Path) -> None:
-        image_folder(images)
-        super().__init__(images, _records(Path(annotations), Path(images)))
+    def __init__(self, annotations: Path, images: Path | None) -> None:
+        if images:
+            image_folder(images)
+        super().__init__(images, _records(Path(annotations), images))
 
 
-def _records(path: Path, images: Path) -> list[Record]:
+def _records(path: Path, images: Path | None) -> list[Record]:
     captions: dict[str, list[str]] = {}
     metadata: dict[str, dict[str, Any]] = {}
     for i, entry in enumerate(read_json_form(path, AlbefSource.name, _NEEDED)):

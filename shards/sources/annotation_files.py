@@ -1,4 +1,8 @@
-"""Annotation files: which of the known forms one has, and reading it or naming the command that does."""
+"""Annotation files: which of the known forms one has, and reading it or naming the command that does.
+
+Bytes that are not UTF-8 become surrogate escapes: `shards.soundness` rejects the captions that have them, one by one,
+and file names that have them still lead to their files.
+"""
 
 import json
 import re
@@ -19,6 +23,7 @@ FORMS = {
 """What the file that `shards build NAME` reads is called."""
 
 HEAD = 1 << 16
+ESCAPED = "surrogateescape"
 TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#(?P<number>\d+)\t(?P<caption>.*)")
 URL_LINE = re.compile(r"(?P<caption>[^\t]+)\t(?P<url>[^\t\s]+://[^\t]+)")
 URL_FIRST_LINE = re.compile(r"(?P<url>[^\t\s]+://[^\t]+)\t(?P<caption>[^\t]+)")
@@ -44,23 +49,20 @@ def read_text_form(path: Path, reader: str, needed: str) -> Iterator[tuple[int, 
     """The lines that are not blank, with their numbers, of the text file of `shards build READER`.
 
     Raises:
-        UserError: no file, not UTF-8, or another form.
+        UserError: no file, or another form.
     """
     require_file("annotations", path)
     form = form_of(path)
     if form != reader:
         raise another_form("annotations", path, form, needed)
-    return read_lines("annotations", path)
+    return read_lines(path)
 
 
-def read_lines(option: str, path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank with their numbers from 1. Only a line feed ends a line: captions hold the rest."""
     with path.open("rb") as file:
         for number, content in enumerate(file, 1):
-            try:
-                line = content.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                raise UserError(f"`{option}` (={path}) must be UTF-8, but line {number} is not") from None
+            line = content.decode("utf-8-sig" if number == 1 else "utf-8", ESCAPED).rstrip("\r\n")
             if line.strip():
                 yield number, line
 
@@ -69,8 +71,8 @@ def read_json(path: Path, option: str = "annotations") -> Any:
     """Raises UserError where the file is missing or no JSON."""
     require_file(option, path)
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
+        return json.loads(path.read_bytes().decode("utf-8-sig", ESCAPED))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"`{option}` (={path}) is not JSON: {error}") from None
 
 
@@ -85,8 +87,8 @@ def form_of(path: Path) -> str | None:
     if form or not _head(path).lstrip().startswith((b"{", b"[")):
         return form
     try:
-        return json_form(json.loads(path.read_bytes()))
-    except ValueError:
+        return json_form(json.loads(path.read_bytes().decode("utf-8-sig", ESCAPED)))
+    except (ValueError, RecursionError):
         return None
 
 

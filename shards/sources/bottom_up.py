@@ -51,7 +51,7 @@ class _Detections:
 
 
 class BottomUpSource:
-    """The images of `corpus` that the table has regions of.
+    """The images of `corpus` that the table has regions of; of a corpus without image files, the regions alone.
 
     Args:
         objects: Vocabulary of the detector, a name (and synonyms behind commas) in each line; else labels are numbers.
@@ -102,7 +102,7 @@ class BottomUpSource:
             found = _parse(line)
         except (ValueError, UnicodeDecodeError) as error:
             raise DamagedSample(f"the regions of {sample.metadata['file']} cannot be read: {error}") from error
-        if image_size(sample.image) != (found.width, found.height):
+        if sample.extension and image_size(sample.image) != (found.width, found.height):
             size_here = "x".join(map(str, image_size(sample.image)))
             raise DamagedSample(
                 f"{sample.metadata['file']} is {size_here}, but its regions are of {found.width}x{found.height}"
@@ -121,6 +121,8 @@ class BottomUpSource:
         surest = sorted(regions, key=lambda region: -region.score)
         tags = tuple(dict.fromkeys(region.label for region in surest)) if self.objects and len(found.objects) else ()
         metadata: Mapping[str, Any] = sample.metadata
+        if not sample.extension:
+            metadata = {**metadata, "width": found.width, "height": found.height}
         if len(found.attributes_conf):
             metadata = {**metadata, "attribute_scores": [round(float(score), 6) for score in found.attributes_conf]}
         features = found.features.astype(np.float16) if self.half else found.features

@@ -39,12 +39,13 @@ class CocoSource(ImageFileSource):
 
     name = "coco"
 
-    def __init__(self, annotations: Path, images: Path) -> None:
-        image_folder(images)
-        super().__init__(images, _records(Path(annotations), Path(images)))
+    def __init__(self, annotations: Path, images: Path | None) -> None:
+        if images:
+            image_folder(images)
+        super().__init__(images, _records(Path(annotations), images))
 
 
-def _records(path: Path, images: Path) -> list[Record]:
+def _records(path: Path, images: Path | None) -> list[Record]:
     content = read_json_form(path, CocoSource.name, _NEEDED)
     for part, fields in _FIELDS.items():
         _check_entries(path, part, content[part], fields)
@@ -69,7 +70,7 @@ def _check_entries(path: Path, part: str, entries: Any, fields: dict[str, tuple[
             raise bad_entry(path, f"an entry ({part}[{i}])", _NEEDED)
 
 
-def _record(images: Path, entry: dict[str, Any], captions: list[tuple[Id, str]]) -> Record:
+def _record(images: Path | None, entry: dict[str, Any], captions: list[tuple[Id, str]]) -> Record:
     file = file_below(images, entry["file_name"])
     metadata = {"cocoid": entry["id"], "sentids": [sentid for sentid, _ in captions]}
     return Record(file, captions_of(file, (text for _, text in captions)), metadata)

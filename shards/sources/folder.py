@@ -10,14 +10,19 @@ table is one sample with all its captions. `file` is kept as metadata; other col
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError, nearest
 from shards.sample import IMAGE_EXTENSIONS
-from shards.sources.annotation_files import FORMS, form_of, read_lines, require_file
+from shards.sources.annotation_files import ESCAPED, FORMS, form_of, read_lines, require_file
 from shards.sources.image_files import ImageFileSource, Record, captions_of, grouped, image_folder
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LONGEST_FIELD = 1 << 26
+"""Characters; the library's own limit would end a build at the first caption of 128 KiB."""
 
 
 class FolderSource(ImageFileSource):
@@ -69,7 +74,7 @@ def _text_beside(images: Path, file: str) -> Path:
 
 
 def _text_lines(images: Path, file: str) -> Iterator[str]:
-    return (line for _, line in read_lines("images", _text_beside(images, file)))
+    return (line for _, line in read_lines(_text_beside(images, file)))
 
 
 def _pairs(path: Path, image_column: str, caption_column: str) -> Iterator[tuple[str, str]]:
@@ -101,23 +106,37 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, .
         with pq.ParquetFile(path) as file:
             _check_columns(path, columns, file.schema_arrow.names)
             for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
-                yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
+                yield from zip(*(_values(batch[column]) for column in columns), strict=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"`table` (={path}) cannot be read as parquet: {error}") from None
+
+
+def _values(column: "pa.Array") -> list[Any]:
+    """Texts are taken as bytes first: a parquet file does not promise that they are UTF-8."""
+    import pyarrow as pa
+
+    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    if column.type in binary:
+        contents = column.cast(binary[column.type]).to_pylist()
+        return [None if content is None else content.decode("utf-8", ESCAPED) for content in contents]
+    if pa.types.is_list(column.type) and column.type.value_type in binary:
+        places = [None if size is None else range(size) for size in column.value_lengths().to_pylist()]
+        flat = iter(_values(column.flatten()))
+        return [None if place is None else [next(flat) for _ in place] for place in places]
+    return column.to_pylist()
 
 
 def _text_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
     """Strict, since a lone quotation mark would else take the rows after it for its caption."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(LONGEST_FIELD)
+        with path.open(encoding="utf-8-sig", errors=ESCAPED, newline="") as file:
             rows = csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
             _check_columns(path, columns, list(rows.fieldnames or []))
             for row in rows:
                 if None in row:
                     raise UserError(f"line {rows.line_num} of `table` (={path}) must not have more fields than line 1")
                 yield tuple(row[column] for column in columns)
-    except UnicodeDecodeError:
-        raise UserError(f"`table` (={path}) must be UTF-8") from None
     except csv.Error as error:
         raise UserError(f"`table` (={path}) cannot be read after line {rows.line_num}: {error}") from None
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from shards.errors import DamagedSample, UserError
 from shards.sample import Identity, Region, Relation, Sample, plain
+from shards.soundness import CAPTION_BYTES
+from shards.sources.annotation_files import ESCAPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class ImageFileSource:
     """Records over image files. Images are read when asked for; that all of them exist is checked at once.
 
     Args:
-        images: The folder that the records' files start from.
+        images: The folder that the records' files start from; None where only the names are of use: samples then have
+            no image, and other sources give them their regions.
         within: Where a file may be named once only, for the message.
 
     Raises:
@@ -44,12 +47,14 @@ class ImageFileSource:
 
     name: str
 
-    def __init__(self, images: Path, records: list[Record], within: str = "the annotations") -> None:
-        self.images = image_folder(images)
+    def __init__(self, images: Path | None, records: list[Record], within: str = "the annotations") -> None:
+        self.images = images and image_folder(images)
         self._records = records
         files = [record.file for record in records]
         self._keys = _unique_keys(files, within)
-        self._fingerprint = _fingerprint(records, _existing_sizes(self.images, files))
+        self._fingerprint = _fingerprint(
+            records, _existing_sizes(self.images, files) if self.images else [0] * len(files)
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -57,17 +62,17 @@ class ImageFileSource:
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index]
         try:
-            image = (self.images / record.file).read_bytes()
+            image = (self.images / record.file).read_bytes() if self.images else b""
         except OSError as error:
             raise DamagedSample(f"{record.file}: {error.strerror}") from error
         return Sample(
             key=self._keys[index],
             image=image,
-            extension=PurePosixPath(record.file).suffix[1:].lower(),
+            extension=PurePosixPath(record.file).suffix[1:].lower() if self.images else "",
             captions=record.captions,
             regions=record.regions,
             relations=record.relations,
-            metadata={**record.metadata, "file": record.file},
+            metadata={**record.metadata, "file": printable(record.file)},
         )
 
     @property
@@ -90,23 +95,31 @@ def image_folder(images: Path) -> Path:
     return Path(images)
 
 
-def file_below(images: Path, name: str) -> str:
+def file_below(images: Path | None, name: str) -> str:
     """The path of an image below `images`; annotations name it so, or by an absolute path that leads there.
 
     Raises:
         UserError: a path that leads elsewhere.
     """
     path = PurePosixPath(name)
-    if path.is_absolute() and path.is_relative_to(os.path.abspath(images)):
+    if images and path.is_absolute() and path.is_relative_to(os.path.abspath(images)):
         path = path.relative_to(os.path.abspath(images))
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise UserError(f"image `{name}` must be a path below `images` (={images})")
     return str(path)
 
 
+def printable(text: str) -> str:
+    r"""The text with bytes that are not UTF-8 written as \xNN."""
+    return text if text.isascii() else text.encode("utf-8", ESCAPED).decode("utf-8", "backslashreplace")
+
+
 def captions_of(file: str, captions: Iterable[str]) -> tuple[str, ...]:
-    """Captions stripped, those without text dropped. Raises UserError where none is left."""
-    kept = tuple(caption.strip() for caption in captions if caption.strip())
+    """Captions stripped, those without text dropped. Raises UserError where none is left.
+
+    Of one that is too long as much is held as shows it.
+    """
+    kept = tuple(caption.strip()[: CAPTION_BYTES + 1] for caption in captions if caption.strip())
     if not kept:
         raise UserError(f"image `{file}` must have at least one caption")
     return kept
@@ -152,7 +165,7 @@ def _unique_keys(files: list[str], within: str) -> list[str]:
     return [
         slug
         if counts[slug] == 1 and len(slug) <= 80
-        else f"{slug[:60]}-{hashlib.sha256(file.encode()).hexdigest()[:16]}"
+        else f"{slug[:60]}-{hashlib.sha256(file.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
         for slug, file in zip(slugs, files, strict=True)
     ]
 

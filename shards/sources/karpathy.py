@@ -32,8 +32,9 @@ class KarpathySource(ImageFileSource):
 
     name = "karpathy"
 
-    def __init__(self, annotations: Path, images: Path, split: str) -> None:
-        image_folder(images)
+    def __init__(self, annotations: Path, images: Path | None, split: str) -> None:
+        if images:
+            image_folder(images)
         entries = _in_split(_read_entries(Path(annotations)), split)
         super().__init__(images, [_record(entry) for entry in entries], within="a split")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.sources.annotation_files import read_json, require_file
+from shards.sources.annotation_files import ESCAPED, read_json, require_file
 from shards.sources.url_map import UrlRow, UrlSource
 
 _NEEDED = 'JSON {"image_urls": [...], "captions": [...]}, or a text file of addresses beside one of captions'
@@ -53,7 +53,4 @@ def _text_columns(path: Path) -> tuple[list[str], list[str]]:
 
 def _lines(path: Path) -> list[str]:
     """All lines, blank ones too: line n of one file belongs to line n of the other."""
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError:
-        raise UserError(f"`annotations` (={path}) must be UTF-8") from None
+    return path.read_text(encoding="utf-8", errors=ESCAPED).removesuffix("\n").split("\n")

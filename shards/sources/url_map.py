@@ -62,7 +62,7 @@ def _read_map(path: Path, images: Path) -> dict[str, str]:
         return {url: file_below(images, file) for url, file in content.items()}
     require_file("map", path)
     files: dict[str, str] = {}
-    for number, line in read_lines("map", path):
+    for number, line in read_lines(path):
         url, tab, file = line.partition("\t")
         if not tab or "\t" in file or not file.strip():
             raise UserError(f"`map` (={path}) has a line ({number}) of another form; this needs {_NEEDED}")

@@ -43,9 +43,15 @@ def a_step(run: Path, step: int) -> bool:
     return log.is_file() and log.read_text().count("\n") >= step
 
 
-def a_save(run: Path, after: str) -> bool:
-    """Whether a checkpoint newer than `after` is being written."""
-    return any(partial.name > f".partial-{after}" for partial in (run / "checkpoints").glob(".partial-*"))
+def partial(run: Path) -> set[Path]:
+    """Checkpoints that are being written, or that a kill left half-way."""
+    return set((run / "checkpoints").glob(".partial-*"))
+
+
+def a_save(run: Path) -> Callable[[], bool]:
+    """Whether a checkpoint is being written that was not there before."""
+    before = partial(run)
+    return lambda: not partial(run) <= before
 
 
 def poll(reached: Callable[[], bool]) -> None:
@@ -78,10 +84,9 @@ def killed(corpus: Corpus, run: Path, victims: list[int], reached: Callable[[], 
 def test_killed_at_a_step_and_while_saving(undisturbed, corpus, tmp_path):
     run = tmp_path / "run"
     killed(corpus, run, [1], lambda: a_step(run, 5))
-    newest = find_checkpoint(run).name
-    killed(corpus, run, [0], lambda: a_save(run, newest))
-    newest = find_checkpoint(run).name
-    killed(corpus, run, [0, 1], lambda: a_save(run, newest))
+    assert find_checkpoint(run)
+    killed(corpus, run, [0], a_save(run))
+    killed(corpus, run, [0, 1], a_save(run))
     assert load_checkpoint(run).step < STEPS  # whole, whatever the kills left beside it
     ended = run_module("pretrain.cli", *arguments(corpus, run), world=WORLD)
     assert ended.status == [0] * WORLD, ended.stderr

@@ -50,7 +50,7 @@ def test_vit_tokens_and_gradients():
     expected = theirs(pixel_values=normal(ours, noise())).last_hidden_state
     found.tokens_BND.square().sum().backward()
     expected.square().sum().backward()
-    # Measured: 0, 0 and, of gradients, 3.1e-7.
+    # Measured: 0, 0 and, of gradients, 1.7e-7.
     assert distance(found.tokens_BND, expected) < 1e-5
     assert distance(found.pooled_BP, expected[:, 0]) < 1e-5
     assert worst_gradient(ours, sources) < 5e-5

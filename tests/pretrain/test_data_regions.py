@@ -223,6 +223,17 @@ def test_what_a_sample_lacks_is_refused(configure, sample, change, message):
         check_inputs(config, Tokenizer(config.data.tokenizer), replace(sample, **change))
 
 
+def test_regions_without_an_image_are_the_same_and_are_not_enough_for_pixels(configure, sample):
+    alone = replace(sample, image=b"", extension="", metadata={**sample.metadata, "width": 48, "height": 48})
+    found, expected = (read_regions(each, RegionsConfig(), 4, SHOWN) for each in (alone, sample))
+    np.testing.assert_array_equal(found.boxes_K4, expected.boxes_K4)
+    np.testing.assert_array_equal(found.features_KF, expected.features_KF)
+    config = configure()
+    message = r"^`model\.vision` must read regions, since sample \S+ has those and no image$"
+    with pytest.raises(UserError, match=message):
+        check_inputs(config, Tokenizer(config.data.tokenizer), alone)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"labels": []}'])
 def test_what_is_no_file_of_labels_is_refused(configure, corpus, tmp_path, content):
     (tmp_path / "labels.json").write_text(content)

@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import EngineConfig, PretrainConfig
+from pretrain.devices import peak_flops
 from pretrain.engine import Engine, start_process_group
-from pretrain.flops import FlopMeter, ProductCount, meter, peak_flops
+from pretrain.flops import FlopMeter, ProductCount, meter
 from pretrain.optim import freeze
 from pretrain.task import Task
 from pretrain.train import fit

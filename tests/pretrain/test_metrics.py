@@ -10,8 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.flops import FlopMeter
 from pretrain.folder import read_lines
-from pretrain.metrics import Metrics, peak_memory
+from pretrain.metrics import Metrics, data_counts, peak_memory
 from pretrain.task import Task
+from shards.parts import Counts
 from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
 
 
@@ -43,7 +44,7 @@ def test_an_interval_by_hand(tmp_path, ticking):
     metrics.add({"loss": 3.0, "itc": 1.0, "mlm": 2.0}, waited=1.0)
     metrics.add({"loss": 5.0, "itc": 5.0}, waited=0.0)  # a step may train only some of the objectives
     ticking[0] += 4.0
-    metrics.report(12, lr=0.25)
+    metrics.report(12, lr=0.25, data={"read": 20, "yielded": 16, "substituted": 4, "filtered": 0})
     metrics.close()
     (line,) = read_lines(tmp_path / "log.jsonl")
     memory, at = line.pop("memory"), line.pop("time")
@@ -57,12 +58,16 @@ def test_an_interval_by_hand(tmp_path, ticking):
         "samples_per_second": 4.0,
         "data_wait": 0.25,
         "eta": 9996.0,
+        "read": 20,
+        "yielded": 16,
+        "substituted": 4,
+        "filtered": 0,
     }
     assert said.done == 2
     shown = re.sub(r"memory \d+\.\d+ GB", "memory M", said.lines[0])
     assert shown == (
         "step 12/5010  96 samples  loss 4.000  itc 3.000  mlm 2.000  lr 2.50e-01  4 samples/s  data 25%  "
-        "memory M  ETA 2:46:36"
+        "4 substituted  memory M  ETA 2:46:36"
     )
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name, value in {**line, "memory": memory}.items():
@@ -80,7 +85,7 @@ def test_speed_and_its_share_of_the_peak(tmp_path, ticking):
         task(random_batch(4))
         metrics.add({"loss": 1.0}, waited=0.0)
     ticking[0] += 4.0
-    metrics.report(2, lr=0.25)
+    metrics.report(2, lr=0.25, data=data_counts(Counts(yielded=8, read=8)))
     metrics.close()
     (line,) = read_lines(tmp_path / "log.jsonl")
     assert line["tflops"] == pytest.approx(meter.step / 2 / 1e12)

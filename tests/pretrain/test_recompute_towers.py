@@ -60,7 +60,7 @@ KINDS = {
 
 
 def configuration(kind: str) -> PretrainConfig:
-    vision, text, trunk, objectives = KINDS[kind]
+    vision, text, trunk, objectives, _ = KINDS[kind]
     model = {
         "image_size": 32,
         "vision": vision,

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from pretrain.folder import read_lines
 from pretrain.train import fit
 from shards.errors import DamagedSample, UserError
 from shards.sources.scenes import ScenesSource
@@ -43,6 +44,9 @@ def test_damaged_samples_are_left_out_and_entered_in_the_runs_ledger(configure, 
     fit(configure(f"data.shards={tmp_path / 'damaged'}", "data.damage_budget=0.02", "run.steps=8"))
     (line,) = (tmp_path / "run/damage/rank-00000.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "shard-000001.tar, sample 0: the image does not match its checksum"
+    last = read_lines(tmp_path / "run/log.jsonl")[-1]
+    assert (last["yielded"], last["substituted"], last["filtered"]) == (last["samples"], 1, 0)
+    assert last["read"] == last["samples"] + 1
     with pytest.raises(
         DamagedSample, match=r"^1 of 64 samples are damaged, more than `damage_budget` \(=0\.01\) allows"
     ):

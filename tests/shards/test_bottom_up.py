@@ -2,17 +2,22 @@
 
 import base64
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from shards.errors import DamagedSample, UserError
+from shards.filters import Filters
+from shards.inspect import write_page
 from shards.reader import ShardSet
 from shards.sources.bottom_up import BottomUpSource
 from shards.sources.karpathy import KarpathySource
+from shards.stats import stats
 from shards.verify import verify
 from shards.write import build_shards
 from tests.shards.conftest import png
@@ -132,3 +137,33 @@ def test_tables_that_do_not_fit_are_refused(content: str, message: str, tmp_path
     (tmp_path / "table.tsv").write_text(content)
     with pytest.raises(UserError, match=message):
         BottomUpSource(corpus(tmp_path, [("COCO_7.png", 6, 4)]), tmp_path / "table.tsv")
+
+
+@pytest.mark.parametrize("filters", [None, Filters(min_short_side=4, decodable=True, exact_duplicates=True)])
+def test_regions_alone(filters: Filters | None, tmp_path: Path) -> None:
+    """Users of published features often have no images: the samples are those with images, without them."""
+    images = [("COCO_7.png", 6, 4), ("COCO_8.png", 6, 4)]
+    (tmp_path / "table.tsv").write_text(line("7") + line("8"))
+    whole = BottomUpSource(corpus(tmp_path, images), tmp_path / "table.tsv")
+    alone = BottomUpSource(KarpathySource(tmp_path / "dataset.json", None, "train"), tmp_path / "table.tsv")
+    assert alone.fingerprint() != whole.fingerprint()
+    manifest = build_shards(alone, tmp_path / "out", filters=filters)
+    assert manifest.samples == 2
+    assert verify(tmp_path / "out").ok
+    back = ShardSet(tmp_path / "out")
+    for i in range(2):
+        metadata = {**whole[i].metadata, "width": 6, "height": 4}
+        assert back[i] == dataclasses.replace(whole[i], image=b"", extension="", metadata=metadata)
+    assert stats(tmp_path / "out").image_bytes == 0
+    write_page(tmp_path / "out", tmp_path / "out.html")
+
+
+def test_shards_with_and_without_images_are_read_alike(make_source: Any, tmp_path: Path) -> None:
+    (tmp_path / "table.tsv").write_text(line("7"))
+    corpus(tmp_path, [("COCO_7.png", 6, 4)])
+    alone = BottomUpSource(KarpathySource(tmp_path / "dataset.json", None, "train"), tmp_path / "table.tsv")
+    source = make_source(3)
+    source.samples.insert(1, dataclasses.replace(alone[0], key="alone"))
+    build_shards(source, tmp_path / "out")
+    assert verify(tmp_path / "out").ok
+    assert [ShardSet(tmp_path / "out")[i] for i in range(4)] == source.samples

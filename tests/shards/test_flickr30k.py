@@ -35,9 +35,3 @@ def test_faults_are_named(line: str, message: str, image_files: Path, tmp_path: 
     with pytest.raises(UserError) as error:
         make(tmp_path, image_files, f"0.png#0\tA cat .\n{line}\n")
     assert message in str(error.value)
-
-
-def test_other_encodings_are_refused(image_files: Path, tmp_path: Path) -> None:
-    (tmp_path / "results.token").write_bytes(b"0.png#0\tA caf\xe9 .\n")
-    with pytest.raises(UserError, match=r"must be UTF-8, but line 1 is not$"):
-        Flickr30kSource(tmp_path / "results.token", image_files)

@@ -42,7 +42,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "half a pair in a name": ({"metadata": {HALF: 1}}, "record_unreadable"),
     "half a pair in a tag": ({"tags": (HALF,)}, "record_unreadable"),
     "half a pair in a label": ({"regions": (Region((0.0, 0.0, 1.0, 1.0), HALF),)}, "record_unreadable"),
-    "features without regions": ({"region_features": np.zeros((1, 2), np.float32)}, "record_unreadable"),
+    "features without regions": ({"region_features": np.zeros((1, 2), np.float32)}, "regions_unreadable"),
     "giant metadata": ({"metadata": {"exif": "x" * RECORD_BYTES}}, "record_too_large"),
 }
 SOUND = {

@@ -1,10 +1,9 @@
 """Tars of other tools, indexed where they lie: whole ones, and each kind of damage that other readers pass over."""
 
 import io
-import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +19,7 @@ from shards.verify import verify
 from shards.webdataset import write_manifest
 from shards.write import build_shards
 from tests.shards.conftest import png
-
-Pair = tuple[str, bytes]
-
-
-def tar_bytes(members: Iterable[Pair], format: int = tarfile.GNU_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
-        for name, content in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            tar.addfile(header, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def sample(number: int, key: str | None = None) -> list[Pair]:
-    """As img2dataset writes it."""
-    key = key or f"{number:09d}"
-    record = {"caption": f"caption {number}", "url": f"http://x/{number}", "key": key, "status": "success", "width": 6}
-    return [
-        (f"{key}.png", png(number, 9 + number, 7)),
-        (f"{key}.json", json.dumps(record).encode()),
-        (f"{key}.txt", f"caption {number}".encode()),
-    ]
-
-
-def samples(*numbers: int) -> list[Pair]:
-    return [member for number in numbers for member in sample(number)]
+from tests.shards.tars import Pair, sample, samples, tar_bytes
 
 
 @pytest.fixture

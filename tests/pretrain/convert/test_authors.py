@@ -27,7 +27,7 @@ from tests.parity.weights import distance, shake
 from tests.pretrain.convert.folders import VOCABULARY, noise, save_tokenizer, texts
 from tests.pretrain.convert.slow_bert import HEADS, WIDTH, Draw, attended, bert_layer, dense, normed
 
-CLOSE = 1e-5  # Measured: at most 1.2e-6.
+CLOSE = 1e-5  # Measured: at most 1.4e-6.
 BERT = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": 4 * WIDTH}
 
 
@@ -237,6 +237,7 @@ def oscar_file(draw, classes, norm):
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "classes"), [("oscar", 2), ("vinvl", 3)])
 def test_oscar_and_vinvl(tmp_path, kind, classes):
+    torch.manual_seed(0)
     draw = Draw()
     given = oscar_file(draw, classes, norm=kind == "vinvl")
     ours = brought(tmp_path, kind, given, OSCAR)

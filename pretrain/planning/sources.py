@@ -1,0 +1,53 @@
+"""What the data tells a plan, where it is here already: nothing is fetched."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.config import PretrainConfig
+from pretrain.data.tokenizer import Tokenizer
+from shards.errors import UserError
+from shards.manifest import read_manifest
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Of all parts of a mixture together."""
+
+    count: int
+    samples: int
+    bytes: int
+
+    @property
+    def bytes_per_sample(self) -> float:
+        return self.bytes / max(1, self.samples)
+
+
+def read_vocabulary(config: PretrainConfig, given: int | None) -> int:
+    """Tokens: as given, of the tokenizer if it is here, or of the published system.
+
+    Raises:
+        UserError: none of these.
+    """
+    place = config.data.tokenizer
+    if given:
+        return given
+    if place and (place.startswith("package:") or Path(place).exists()):
+        return len(Tokenizer(place))
+    if config.system:
+        return config.system.vocabulary
+    raise UserError(f"`data.tokenizer` (={place}) is not here: say how many tokens it has with --vocabulary")
+
+
+def read_shards(config: PretrainConfig) -> Shards | None:
+    """Counted by their manifests; None where any part is not on this machine."""
+    given = config.data.shards
+    places = [given] if isinstance(given, str) else [part.place for part in given]
+    folders = [Path(place) for place in places if place]
+    if not folders or not all(folder.is_dir() for folder in folders):
+        return None
+    manifests = [read_manifest(folder) for folder in folders]
+    return Shards(
+        count=sum(len(manifest.shards) for manifest in manifests),
+        samples=sum(manifest.samples for manifest in manifests),
+        bytes=sum(manifest.bytes for manifest in manifests),
+    )
