@@ -138,11 +138,13 @@ def partition(config: PretrainConfig, step: Imagined, world: int) -> Shares:
 def _early(config: PretrainConfig, step: Imagined, own: int, bucket: int) -> list[int]:
     """Bytes of gradients after each operation of forward and backward.
 
-    At stage 0 the last step's are still there in the next forward (measured), at stage 3 one vector is for all steps;
-    stages 1 and 2 make the bucket for each backward, and room for their own when it is full for the first time.
+    At stage 3 one vector is for all steps; stages 1 and 2 make the bucket for each backward, and room for their own
+    when it is full for the first time.
     """
     ready = step.trace.gradients()
-    if config.engine.zero in (0, 3):
+    if config.engine.zero == 0:
+        return ready
+    if config.engine.zero == 3:
         return [own + bucket] * len(ready)
     backward = [now > step.trace.forward for now in range(len(ready))]
     return [bucket * began + own * (size > bucket) for began, size in zip(backward, ready, strict=True)]
