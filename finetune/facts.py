@@ -16,6 +16,7 @@ PACKAGES = ("torch", "timm", "transformers", "numpy")
 STREAMS: dict[str, Stream] = {
     "none": "dual",
     "co_attention": "dual",
+    "first_added": "dual",
     "text_queries_image": "dual",
     "joint": "single",
     "encoder_decoder": "single",
