@@ -24,6 +24,7 @@ def read_sources(file: Path) -> dict[str, str | None]:
     text = file.read_text()
     tags = [found and found[1] for found in map(_TAG.search, text.splitlines())]
     root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode), file
     sections = {key.value: (key, value) for key, value in root.value}
     below = read_sources(file.parent / sections["base"][1].value) if "base" in sections else {}
     kept = [pair for name, pair in sections.items() if name not in UNTAGGED]
