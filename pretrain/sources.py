@@ -3,7 +3,8 @@
 A comment that starts with a tag covers the settings of its line, and behind a bare `key:` the block under it; of two
 that cover a setting the nearer one holds. The tags: `verified` was read in the official code, whose repository and
 files stand at the head of the file, or in that of transformers; `paper-only` is from the paper and was not checked in
-code; `ours` is said by neither and was chosen here, or stands for what is not as there.
+code; `ours` is said by neither and was chosen here, or stands for what is not as there. A number of steps is as its
+epochs are.
 """
 
 import re
