@@ -2,10 +2,10 @@
 
     configs/systems/*.yaml -> PretrainConfig with `system` -> the task on the meta device -> a row
 
-A comment behind a setting says `verified` where it was read in the official code, whose repository and files stand at
-the head of the file, or in that of transformers, and `paper-only` where it is from the paper and was not checked.
+Where each setting is from is said by the comments behind it (`pretrain.sources`).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.labels import RegionVocabulary
 from pretrain.models.config import VisionConfig
 from pretrain.settings import load_config, parse_config
+from pretrain.sources import TAGS, read_sources
 from pretrain.task import Task, outline
 from shards.errors import UserError
 
@@ -31,7 +32,7 @@ class SystemRow:
     Attributes:
         parameters: Of the model and its heads, momentum copies left out.
         stated: What `SystemConfig.parameters` says, and `counted`, the same part here.
-        verified: Values of the file that were read in official code, and all that say where they are from.
+        sources: The tag of each setting (`pretrain.sources`), by dotted name.
     """
 
     name: str
@@ -43,12 +44,13 @@ class SystemRow:
     stated: float
     counted: int
     held_by: str
-    verified: tuple[int, int]
+    sources: dict[str, str | None]
 
     @property
     def state(self) -> str:
-        read, stated = self.verified
-        return f"works: {self.held_by}; {read} of {stated} settings verified"
+        counts = Counter(self.sources.values())
+        told = ", ".join(f"{counts[tag]} {tag}" for tag in TAGS if counts[tag])
+        return f"works: {self.held_by}; of {len(self.sources)} settings {told}"
 
 
 def find_systems(folder: Path) -> list[Path]:
@@ -83,7 +85,7 @@ def read_system(file: Path) -> SystemRow:
         stated=config.system.parameters,
         counted=count(task, config.system.counts),
         held_by=config.system.held_by,
-        verified=_sources(file),
+        sources=read_sources(file),
     )
 
 
@@ -99,13 +101,6 @@ def _inputs(vision: VisionConfig) -> str:
     if vision.patch:
         return "patches"
     return f"{vision.name} pooled" if vision.tokens == "pooled" else vision.name
-
-
-def _sources(file: Path) -> tuple[int, int]:
-    """Comments of the file that say `verified` of all they stand behind, and those that say where a setting is from."""
-    comments = [line.partition("#")[2] for line in file.read_text().splitlines() if not line.startswith("#")]
-    stated = [comment for comment in comments if "verified" in comment or "paper-only" in comment]
-    return sum("paper-only" not in comment for comment in stated), len(stated)
 
 
 def table(rows: Sequence[SystemRow]) -> str:
