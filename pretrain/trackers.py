@@ -107,7 +107,10 @@ class MLflow:
             mlflow.log_params(dict(known[start : start + MOST_AT_ONCE]))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._mlflow.log_metrics(dict(values), step=step)
+        # A file store keeps metrics in files of their names: `loss` cannot stand beside `loss/itc`.
+        sums = {name.partition("/")[0] for name in values if "/" in name}
+        named = {f"{name}/all" if name in sums else name: value for name, value in values.items()}
+        self._mlflow.log_metrics(named, step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()

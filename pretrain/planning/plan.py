@@ -1,5 +1,6 @@
 """The plan of a run: memory, speed, and what the whole schedule takes."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -136,6 +137,7 @@ def check_split(config: PretrainConfig, world: int) -> None:
 def advice(config: PretrainConfig, vocabulary: int, cluster: Cluster) -> tuple[list[str], int] | None:
     """Settings under which a run fits that does not, as overrides, and its peak then; None if none of these do."""
     chosen: dict[str, Any] = {}
+    least = math.inf
     for change in SPARING:
         if not _spares(config, chosen | change):
             continue
@@ -145,7 +147,9 @@ def advice(config: PretrainConfig, vocabulary: int, cluster: Cluster) -> tuple[l
             peak = max(_peak(found, vocabulary, cluster.world, entry) for entry in entries(found))
         except UserError:  # this model or batch does not allow it
             continue
-        chosen |= change
+        if peak >= least:  # buckets of a partitioned optimizer can be larger than a small model
+            continue
+        chosen, least = chosen | change, peak
         if peak <= cluster.memory:
             return [f"engine.{name}={str(value).lower()}" for name, value in chosen.items()], peak
     return None
