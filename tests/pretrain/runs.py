@@ -7,10 +7,11 @@ from typing import Any
 
 
 def logged(run: Path, *, timing: bool = False) -> list[dict[str, Any]]:
-    """The lines of log.jsonl, without the figures that depend on the clock."""
-    clock = () if timing else ("time", "samples_per_second", "data_wait", "memory", "eta", "tflops")
+    """The lines of log.jsonl, without the figures that depend on the clock or on when the process began."""
+    clock = ("time", "samples_per_second", "data_wait", "memory", "eta", "tflops")
+    left_out = () if timing else (*clock, "read", "yielded", "substituted", "filtered")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+    return [{name: value for name, value in line.items() if name not in left_out} for line in lines]
 
 
 def weights(run: Path, step: int) -> Path:
