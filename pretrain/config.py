@@ -83,12 +83,13 @@ class DataConfig(Section):
     `shards` is a folder that `shards build` wrote, its URL, or a list of `WeightedShards`; `cache` is a local folder
     for remote ones, shared by the processes of a node, which grows to `cache_gigabytes`; null reads each sample where
     it lies. `damage_budget` is the largest fraction of an epoch that may be damaged. `tokenizer` is a tokenizer.json or
-    a folder or `package:` place that holds one. `group_by` names a metadata field: pairs that share its value are each
-    other's positives. `captions` `one` draws one caption per image and epoch; `join` shuffles all into one text.
-    `second` is what follows as the second segment of the text: the image's `tags` in random order, or another of its
-    captions. `regions` null reads none. `image_shape` null squashes each image to a square of `model.image_size`, else
-    images keep their aspect, are padded to the largest of their batch, and what pads them is masked. `keep_gigabytes`
-    of decoded images stay in the memory of each worker; those that `data.augment` crops are not kept.
+    a folder, `package:` place or `hf:USER/NAME[@REVISION]` that holds one. `group_by` names a metadata field: pairs
+    that share its value are each other's positives. `captions` `one` draws one caption per image and epoch; `join`
+    shuffles all into one text. `second` is what follows as the second segment of the text: the image's `tags` in random
+    order, or another of its captions. `regions` null reads none. `image_shape` null squashes each image to a square of
+    `model.image_size`, else images keep their aspect, are padded to the largest of their batch, and what pads them is
+    masked. `keep_gigabytes` of decoded images stay in the memory of each worker; those that `data.augment` crops are
+    not kept.
     """
 
     shards: str | list[WeightedShards] = ""

@@ -1,4 +1,4 @@
-"""Checkpoints that lie on a model hub, fetched by huggingface_hub into its cache. Only named files are, never a pickle.
+"""Checkpoints and weights on a model hub, fetched by huggingface_hub into its cache. Only named files, never a pickle.
 
     USER/NAME                            where no such local path exists; the newest of the main branch
     hf:USER/NAME[@REVISION]              a branch, a tag, or best a commit
@@ -9,6 +9,7 @@ HF_ENDPOINT names another hub for the first two, HF_TOKEN opens private reposito
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,8 @@ class HubPlace:
         return f"{self.endpoint}/{self.repo}/tree/{commit}" if self.endpoint else f"hf:{self.repo}@{commit}"
 
 
-def hub_place(place: str | Path) -> HubPlace | None:
-    """What `place` names on a hub; None where it can only be a local path.
+def hub_place(place: str | Path, parameter: str = "ckpt") -> HubPlace | None:
+    """What `place` names on a hub; None where it can only be a local path. `parameter` is the setting, for messages.
 
     Raises:
         UserError: a URL without a revision, or `hf:` before something that is no repository.
@@ -43,18 +44,20 @@ def hub_place(place: str | Path) -> HubPlace | None:
     text = str(place)
     if match := _URL.fullmatch(text):
         if match["revision"] is None:
-            raise UserError(f"`ckpt` (={text}) must name a revision: https://HOST/USER/NAME/tree/REVISION")
+            raise UserError(f"`{parameter}` (={text}) must name a revision: https://HOST/USER/NAME/tree/REVISION")
         return HubPlace(match["repo"], match["revision"], f"{match['scheme']}://{match['host']}")
     match = _ID.fullmatch(text)
     if text.startswith("hf:") and match is None:
-        raise UserError(f"`ckpt` (={text}) must have the form hf:USER/NAME or hf:USER/NAME@REVISION")
+        raise UserError(f"`{parameter}` (={text}) must have the form hf:USER/NAME or hf:USER/NAME@REVISION")
     if match is None or (match["hf"] is None and Path(text).parts and Path(Path(text).parts[0]).exists()):
         return None
     return HubPlace(match["repo"], match["revision"] or "main")
 
 
-def fetch(place: HubPlace, files: list[str]) -> Path:
-    """The folder in the cache that holds those of `files` that the repository has.
+def fetch(place: HubPlace, files: Sequence[str], parameter: str = "ckpt") -> Path:
+    """The folder in the cache that holds those of `files` that the repository has; its name is the commit.
+
+    Every rank may call it: the cache's locks let one process of a node download while the others wait for it.
 
     Raises:
         UserError: no such repository or revision, or a private one without a token that opens it.
@@ -72,18 +75,32 @@ def fetch(place: HubPlace, files: list[str]) -> Path:
     name = f"{place.repo}@{place.revision}"
     try:
         found = snapshot_download(
-            place.repo, revision=place.revision, allow_patterns=files, endpoint=place.endpoint or endpoint()
+            place.repo, revision=place.revision, allow_patterns=[*files], endpoint=place.endpoint or endpoint()
         )
     except RevisionNotFoundError:
-        raise UserError(f"`ckpt` (={name}): the repository has no such revision") from None
+        raise UserError(f"`{parameter}` (={name}): the repository has no such revision") from None
     except GatedRepoError:
-        raise UserError(f"`ckpt` (={name}) is gated: ask its owner for access, then set HF_TOKEN") from None
+        raise UserError(f"`{parameter}` (={name}) is gated: ask its owner for access, then set HF_TOKEN") from None
     except RepositoryNotFoundError:
-        raise UserError(f"`ckpt` (={name}) is neither here nor on the hub, or HF_TOKEN does not open it") from None
+        raise UserError(
+            f"`{parameter}` (={name}) is neither here nor on the hub, or HF_TOKEN does not open it"
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise Stopped(f"{name} could not be fetched: {reason}") from None
     return Path(found)
+
+
+def cached(place: HubPlace, files: Sequence[str]) -> Path | None:
+    """The folder that `fetch` left in the cache, without any network; None where not all of `files` are there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(place.repo, revision=place.revision, allow_patterns=[*files], local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return Path(folder) if all((Path(folder) / name).is_file() for name in files) else None
 
 
 def endpoint() -> str | None:

@@ -17,6 +17,7 @@ from pretrain import distributed
 from pretrain.agreement import check_agreement
 from pretrain.config import PretrainConfig
 from pretrain.engine import start_process_group
+from pretrain.fetching import fetch_weights
 from pretrain.settings import load_config
 from pretrain.task import outline
 from pretrain.train import check, facts
@@ -38,7 +39,7 @@ def preflight(
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # deepspeed's launcher passes it
 ) -> None:
     """Look whether a run could start here, on all ranks that the launcher started."""
-    chosen = load_config(PretrainConfig, config, overrides or [])
+    chosen = fetch_weights(load_config(PretrainConfig, config, overrides or []))
     inputs = check(chosen)
     device = start_process_group()
     check_agreement(facts(chosen, inputs))

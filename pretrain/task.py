@@ -157,10 +157,8 @@ def outline(model: ModelConfig, objectives: ObjectivesConfig, vocabulary: int) -
     Raises:
         UserError: options that the encoders refuse, or an image encoder that yields no tokens.
     """
-    portable = self_contained(model)
-    if model.vision.weights != "timm":  # a file's names and shapes are compared too, but nothing is fetched yet
-        portable = portable.model_copy(update={"vision": model.vision})
-    portable = portable.model_copy(update={"fusion": model.fusion})
+    # The names and shapes in files of initial weights are compared too.
+    portable = self_contained(model).model_copy(update={"vision": model.vision, "fusion": model.fusion})
     with torch.device("meta"):
         task = Task(portable, objectives, vocabulary).eval()  # BatchNorm refuses one value per channel in training
         task.model.encode_image(task.model.vision.example())

@@ -20,6 +20,7 @@ from pretrain.config import DataConfig, PretrainConfig, RunConfig, WeightedShard
 from pretrain.data.loader import Preparation, check_inputs
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, check_accelerator, start_process_group
+from pretrain.fetching import fetch_weights
 from pretrain.folder import DAMAGE, newest_checkpoint
 from pretrain.machine import rank_from_environment, world_from_environment
 from pretrain.metrics import data_counts, reporting
@@ -132,11 +133,13 @@ def fit(
 
     Raises:
         UserError: before any process group starts or file is written.
+        Stopped: a hub that has the initial weights does not answer, as early.
         Sick: all ranks together, before the optimizer moves; there was no checkpoint to go back to, or no budget.
         CheckpointNotWritten: the newest checkpoint failed; the one before is whole.
         Interrupted: a signal asked any rank to stop; all have saved.
         PeerLost: another rank is gone.
     """
+    config = fetch_weights(config, tokenizer=initial is None)
     inputs = check(config, source, initial)
     out, rank = Path(config.run.out), rank_from_environment()
     with watching(config.run.silence_timeout, rank) as pulse, peers_needed(out, rank, pulse):

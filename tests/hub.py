@@ -75,7 +75,7 @@ class HubServer(ThreadingHTTPServer):
 @contextmanager
 def hub() -> Iterator[HubServer]:
     server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server

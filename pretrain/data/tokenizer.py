@@ -37,7 +37,8 @@ class Tokenizer:
     """Encodes texts between a first and a last token, truncated to a length, padded.
 
     Args:
-        place: A tokenizer.json, a sentencepiece .model, or a folder (or `package:NAME/FOLDER`) that holds the first.
+        place: A tokenizer.json, a sentencepiece .model, or a folder (or `package:NAME/FOLDER`, or a
+            fetched `hf:USER/NAME`) that holds the first.
 
     Raises:
         UserError: nothing readable there, or a vocabulary without special tokens of a known name (`NAMES`).

@@ -87,13 +87,15 @@ class VisionConfig(Section):
     """A timm backbone, unless `region` or `patch` says otherwise.
 
     `name` is a timm model name, `options` are passed to its constructor, and `weights` names where its initial weights
-    come from: null for random, a safetensors file, or `timm` for timm's own pretrained tag (needs a network or a filled
-    cache); `patch` starts from a file of a timm ViT. `subset` keeps so many random tokens of each image in training
-    (Pixel-BERT), null all. `tokens` `pooled` yields the backbone's one pooled vector. `last_conv` false leaves out the
-    1x1 convolution that EfficientNets end with (ALIGN), `stages` keeps that many stages of a ResNet (SimVLM). `grids`
-    makes the tokens means over the cells of grids of these sides, one after the other (BriVL: 1 and 6), null one token
-    for each place. `width` adds a linear layer to that width. `blocks` puts self-attention over the tokens; `pooling`
-    says which vector then stands for the image: the backbone's own, the first token's, or the mean of all.
+    come from: null for random, a safetensors file with timm's names, `hf:USER/NAME[@REVISION]` for a repository that
+    holds a model.safetensors of that kind, or `timm` for the repository of timm's own pretrained tag; positions of
+    another image size are stretched as timm does. `patch` starts from those of a timm ViT. `subset` keeps so many
+    random tokens of each image in training (Pixel-BERT), null all. `tokens` `pooled` yields the backbone's one pooled
+    vector. `last_conv` false leaves out the 1x1 convolution that EfficientNets end with (ALIGN), `stages` keeps that
+    many stages of a ResNet (SimVLM). `grids` makes the tokens means over the cells of grids of these sides, one after
+    the other (BriVL: 1 and 6), null one token for each place. `width` adds a linear layer to that width. `blocks` puts
+    self-attention over the tokens; `pooling` says which vector then stands for the image: the backbone's own, the first
+    token's, or the mean of all.
     """
 
     name: str = "vit_base_patch16_224"
@@ -122,9 +124,10 @@ class TextConfig(Section):
     Without layers (`num_hidden_layers: 0`) it only embeds.
 
     `options` are fields of the kind's configuration class in transformers. `weights` is null for random, else a local
-    folder or `package:NAME/FOLDER` for a folder inside an installed Python package; the folder's config.json then gives
-    the shape. `pooling` says what stands for the text: the first token (`cls`), the `last`, or the `mean`. `width` adds
-    a linear layer to that width, `blocks` puts self-attention of our own over the tokens (BriVL).
+    folder, `package:NAME/FOLDER` for a folder inside an installed Python package, or `hf:USER/NAME[@REVISION]` for a
+    repository with config.json and model.safetensors; the config.json then gives the shape. `pooling` says what stands
+    for the text: the first token (`cls`), the `last`, or the `mean`. `width` adds a linear layer to that width,
+    `blocks` puts self-attention of our own over the tokens (BriVL).
     """
 
     kind: TextKind = "bert"
@@ -176,14 +179,15 @@ class FusionConfig(BlocksConfig):
     `trunk`: `joint` (one sequence of both), `co_attention` (two streams with bridges), `text_queries_image`
     (cross-attention, as in ALBEF), `encoder_decoder` (`decoder_depth` null for as many layers as the encoder),
     `first_added` (each token of either side plus the first of the other, without a layer: LightningDOT) or `none` (dual
-    encoder). `pooler` makes the vector that stands for the pair: the text's `first` token, that through a `tanh`
-    layer, the `product` of a ReLU layer's outputs for both sides' first tokens (ViLBERT), or both sides' tanh layers
+    encoder). `pooler` makes the vector that stands for the pair: the text's `first` token, that through a `tanh` layer,
+    the `product` of a ReLU layer's outputs for both sides' first tokens (ViLBERT), or both sides' tanh layers
     `concatenate`d (METER). `types` adds a learned vector per modality; `multiway` gives image tokens their own
     feed-forward and `image_on_text` adds the first image token to every text token (VL-BERT), in joint alone.
     `shared_text`: the layers in which text queries the image also encode text alone, by leaving that out (BLIP); the
-    text encoder then only embeds. `recompute` saves memory: activations are computed again in the backward.
-    `weights` is null for random layers, else a local file or folder (or `package:` place) of a BERT as transformers
-    keeps it or of a ViT as timm does, of which `first_layer` starts the trunk's first.
+    text encoder then only embeds. `recompute` saves memory: activations are computed again in the backward. `weights`
+    is null for random layers, else a local file or folder, a `package:` place, or `hf:USER/NAME[@REVISION]` for a
+    repository with a model.safetensors, of a BERT as transformers keeps it or of a ViT as timm does, of which
+    `first_layer` starts the trunk's first.
     """
 
     trunk: Trunk = "text_queries_image"

@@ -6,14 +6,13 @@ forward. All else does not depend on the size of the image.
 Shapes: D width, h x w places.
 """
 
-import sys
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from pretrain.models.build import DuoModel
 from pretrain.models.patches import PatchEmbedder, stretch
-from pretrain.models.vision import ImageEncoder
+from pretrain.models.vision import ImageEncoder, published_filter
 from shards.errors import UserError
 
 BACKBONE = "vision.backbone."
@@ -40,7 +39,7 @@ def at_size(weights: Mapping[str, Tensor], model: DuoModel) -> dict[str, Tensor]
 def _timm_resized(weights: Mapping[str, Tensor], vision: ImageEncoder) -> dict[str, Tensor]:
     """By the filter that timm loads its own pretrained weights with."""
     own = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
-    resize = getattr(sys.modules[type(vision.backbone).__module__], "checkpoint_filter_fn", None)
+    resize = published_filter(vision.backbone)
     found = own if resize is None else resize(own, vision.backbone)
     wanted = vision.backbone.state_dict()
     if odd := [name for name, value in found.items() if name in wanted and value.shape != wanted[name].shape]:

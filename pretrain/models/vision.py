@@ -4,7 +4,8 @@ Shapes: B images, H x W pixels, N tokens (prefix tokens included), D width.
 """
 
 import inspect
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 from pretrain.models.config import VisionConfig
 from pretrain.models.interface import ImageInput
 from pretrain.models.tokens import ImageTokens, pick, random_subset
-from pretrain.places import locate
+from pretrain.places import HUB, locate
 from shards.errors import UserError, nearest
+
+TIMM = "timm"
+"""What `weights` says for the repository of timm's own pretrained tag."""
 
 
 class ImageEncoder(nn.Module):
@@ -103,20 +107,45 @@ def cells(grid_BDhw: Tensor, sides: Sequence[int]) -> Tensor:
     return torch.cat(cuts, 2).transpose(1, 2)
 
 
+def timm_place(name: str) -> str:
+    """The repository with timm's weights of a model: of the tag behind its name, else of the default one.
+
+    Raises:
+        UserError: no such model or tag, or weights that timm publishes in no safetensors file of its own names.
+    """
+    _check_name(name)
+    try:
+        published = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise UserError(f"`model.vision.name` (={name}) is refused by timm: {error}") from None
+    file = published and (published.hf_hub_filename or "model.safetensors")
+    if published is None or not published.hf_hub_id or file != "model.safetensors":
+        raise UserError(f"`model.vision.weights` (={TIMM}): timm has no safetensors of {name} on a hub")
+    return f"{HUB}{published.hf_hub_id}"
+
+
+def published_filter(model: nn.Module) -> Callable[..., dict[str, Tensor]] | None:
+    """timm's own function from published tensors to those of a model of this family, at the model's image size."""
+    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"`model.vision.name` (={name}) is not a timm model{nearest(name, timm.list_models())}")
+
+
 def _create(config: VisionConfig, image_size: int) -> Any:
-    if not timm.is_model(config.name.split(".")[0]):
-        raise UserError(
-            f"`model.vision.name` (={config.name}) is not a timm model{nearest(config.name, timm.list_models())}"
-        )
+    _check_name(config.name)
     options = dict(config.options)
     if _takes_image_size(config.name):
         options["img_size"] = image_size
     try:
-        model = timm.create_model(config.name, pretrained=config.weights == "timm", num_classes=0, **options)
+        model = timm.create_model(config.name, pretrained=False, num_classes=0, **options)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:  # timm has no exception of its own
         raise UserError(f"`model.vision.options` (={config.options}) is refused by {config.name}: {error}") from None
-    if config.weights is not None and config.weights != "timm":
-        _load(model, locate("model.vision.weights", config.weights))
+    if config.weights is not None:
+        place = timm_place(config.name) if config.weights == TIMM else config.weights
+        _load(model, locate("model.vision.weights", place))
     if not config.last_conv:
         _leave_out_last_conv(model, config.name)
     if config.stages:
@@ -152,12 +181,15 @@ def _sized(model: nn.Module) -> bool:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    device = next(model.parameters()).device
+    device, resize = next(model.parameters()).device, published_filter(model)
     try:
-        weights = {name: weight.to(device) for name, weight in load_file(path).items()}
+        with torch.device("cpu"):  # what the filter makes itself lies where the weights do
+            given = load_file(path)
+            given = resize(given, model) if resize else given
+        weights = {name: weight.to(device) for name, weight in given.items()}
         # On the meta device there is nothing to copy into, but names and shapes are compared.
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=device.type == "meta")
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, LookupError, ValueError) as error:
         raise UserError(f"`model.vision.weights` (={path}) cannot be loaded: {' '.join(str(error).split())}") from None
     unexpected = [name for name in unexpected if not name.startswith(("head.", "fc.", "classifier."))]
     if missing or unexpected:

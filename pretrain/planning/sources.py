@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.places import is_here
 from shards.errors import UserError
 from shards.manifest import read_manifest
 
@@ -31,7 +32,7 @@ def read_vocabulary(config: PretrainConfig, given: int | None) -> int:
     place = config.data.tokenizer
     if given:
         return given
-    if place and (place.startswith("package:") or Path(place).exists()):
+    if place and (place.startswith("package:") or is_here("data.tokenizer", place)):
         return len(Tokenizer(place))
     if config.system:
         return config.system.vocabulary

@@ -16,6 +16,7 @@ from pretrain.arrange import arrange
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
 from pretrain.flops import FlopMeter
+from pretrain.models.build import self_contained
 from pretrain.optim import build_optimizer, freeze
 from pretrain.planning.batch import largest_batch
 from pretrain.planning.kernels import AsOnGpu
@@ -68,7 +69,8 @@ def imagine(
     Raises:
         UserError: what `pretrain.train.check` would refuse of the model.
     """
-    task = outline(config.model, config.objectives, vocabulary)
+    # Initial weights change no cost and may not be here yet.
+    task = outline(self_contained(config.model), config.objectives, vocabulary)
     freeze(task, config.optim.freeze)
     groups = build_optimizer(task, config.optim).param_groups
     sizes = tuple(sum(p.numel() for p in group["params"]) for group in groups)
