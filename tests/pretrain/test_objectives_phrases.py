@@ -169,7 +169,7 @@ def test_a_sample_without_regions_is_refused(configure, corpus):
         ),
         (
             {"objectives": {"mlm": {"regions": 1}}, "data": {"augment": {"flip": True}}},
-            r"may not crop, flip or rotate where `objectives\.mlm\.regions` is set",
+            r"`data\.augment\.flip` moves pixels, but not the boxes that `objectives\.mlm\.regions` reads",
         ),
     ],
 )
