@@ -14,7 +14,7 @@ from tests.pretrain.conftest import Corpus
 from tests.pretrain.runs import files, logged, weights
 from tests.ranks import environment, free_port, run_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 STEPS = 80
 SETTINGS = (f"run.steps={STEPS}", "model.fusion.dropout=0.2")  # no save before the end, but for the signal
 

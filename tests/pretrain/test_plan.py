@@ -131,6 +131,7 @@ def test_steps_that_train_one_of_several_are_weighed():
     assert plan.memory.peak == max(memory(config, step, 1).peak for step in (mlm, itm))
 
 
+@pytest.mark.long
 def test_the_advice_fits():
     config = changed(data={"global_batch": 64})
     peak = make_plan(config, VOCABULARY, alone()).memory.peak
@@ -170,6 +171,7 @@ def test_the_command(corpus, tmp_path):
     assert files(tmp_path) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_for_people(corpus):
     ended = run_module("pretrain.cli", "plan", "--config", corpus.config, "--gpus", "1", "--memory", "0.001")
