@@ -249,7 +249,7 @@ def test_the_text_encoder_alone(exported, tmp_path, name):
     found = AutoModel.from_pretrained(tmp_path / "words").eval()(**inputs).last_hidden_state
     ids_BL, mask_BL = ours.tokenizer.batch(TEXTS, 12)
     expected = ours.task.model.text(TextInput(ids_BL, mask_BL))[0]
-    assert torch.equal(found[mask_BL], expected[mask_BL])
+    torch.testing.assert_close(found[mask_BL], expected[mask_BL], rtol=1e-5, atol=1e-6)  # padded there, packed here
 
 
 def test_a_text_that_is_only_embedded_is_no_encoder(exported, tmp_path):
