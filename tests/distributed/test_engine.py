@@ -14,7 +14,7 @@ from tests.pretrain.conftest import Corpus
 from tests.pretrain.runs import files, interrupted, logged, weights
 from tests.ranks import run_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 STEPS = 5
 SETTINGS = (
     f"run.steps={STEPS}",

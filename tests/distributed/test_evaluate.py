@@ -9,6 +9,7 @@ import pytest
 from tests.finetune.corpus import checkpoint, save, write_corpus
 from tests.ranks import ROOT, environment, free_port
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 IMAGES = 150  # three blocks of 64 images, two of 256 texts: with three ranks one has no texts
 LAUNCHERS = {
     1: "python -m finetune.cli",

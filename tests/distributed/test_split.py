@@ -8,6 +8,7 @@ from tests.distributed.group import Found, mean_over_ranks, over_ranks
 from tests.distributed.losses import CASES, all_losses
 from tests.distributed.tasks import TASKS, trained
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 Everything = dict[str, Found]
 
 
