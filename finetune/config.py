@@ -33,7 +33,7 @@ class RetrievalData(Section):
     workers: int = Field(0, ge=0)
     group_by: str | None = None
     captions: Literal["one", "join"] = "one"
-    keep_gigabytes: float = Field(1.0, ge=0)
+    keep_gigabytes: float = Field(0.0, ge=0)
     augment: AugmentConfig = AugmentConfig()
     damage_budget: float = Field(0.01, ge=0, le=1)
 

@@ -104,7 +104,7 @@ class DataConfig(Section):
     captions: Literal["one", "join"] = "one"
     second: Literal["tags", "caption"] | None = None
     regions: RegionsConfig | None = None
-    keep_gigabytes: float = Field(1.0, ge=0)
+    keep_gigabytes: float = Field(0.0, ge=0)
     image_shape: ImageShapeConfig | None = None
     augment: AugmentConfig = AugmentConfig()
 
