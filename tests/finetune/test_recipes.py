@@ -104,9 +104,11 @@ def test_a_recipe_learns_in_small(recipe, scenes):
     torch.manual_seed(0)
     task = Task(config.model, config.objectives, len(tokenizer)).train()
     task.start_momentum()
-    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-3)
+    # The circle loss is flat around equal scores and steep beside them.
+    lr, steps = (5e-4, 400) if recipe == "unimo" else (1e-3, 250)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=lr)
     first, recent = 0.0, deque([1e9], maxlen=3)
-    for step in range(250):
+    for step in range(steps):
         loss = task(batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
