@@ -71,7 +71,11 @@ class Validation:
             every_pair,
             _device(),
         )
-        judged = [line for line in read_lines(self._out / VALIDATION) if line["step"] < checkpoint.step]
+        judged = [
+            line
+            for line in read_lines(self._out / VALIDATION, "step", "rsum", "best")
+            if line["step"] < checkpoint.step
+        ]
         best = all(found > line["rsum"] for line in judged)
         judged.append({"step": checkpoint.step, "rsum": round(found, 4), "best": best})
         distributed.barrier()  # all have read before the first one writes

@@ -3,7 +3,8 @@
     python benchmarks/data/decode.py [--photos 2048] [--workers 2] [--batch 64] [--rounds 5] [--data FOLDER]
 
 Every arm decodes the same JPEGs, cuts a random 90 to 100 % of the area, resizes with bicubic interpolation and
-antialiasing, flips half of them, and hands batches from worker processes to this one; `peers.py` says what to install.
+antialiasing, and hands batches from worker processes to this one; `peers.py` says what to install. All but open_clip's
+loader, which has no flip, flip half of them.
 All give uint8 but open_clip's loader, which normalises to float32 in the workers, as it is used; ours leaves that to
 the device. The arm `ours, normalised` does it here, on the CPU, behind the loader. Prints the median ratio over the
 rounds of the speeds, the range, the same for the CPU time (which other loads of the machine disturb less), and how far

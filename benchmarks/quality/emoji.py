@@ -5,7 +5,7 @@ DUOSTREAM_TEST_DATA=DIR python benchmarks/quality/emoji.py [--minutes 36] [--spl
 Each side gets `--minutes` of wall time for training, reading included, one after the other. Ours is
 configs/pretrain/emoji.yaml with as many steps as a short probe says will fit (overrides are `dotted.key=value`).
 open_clip is its model, transforms and loss in a plain loop: our image tower, the same MiniLM text tower, locked, with
-open_clip's MLP projection; settings below, chosen on the validation split. Both are ranked by finetune.recall.
+open_clip's MLP projection; its settings, below, are not tuned yet. Both are ranked by finetune.recall.
 """
 
 import argparse

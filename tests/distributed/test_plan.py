@@ -27,11 +27,9 @@ def told(request):
 
 @pytest.mark.parametrize("zero", STAGES)
 @pytest.mark.parametrize("case", CASES)
-def test_the_peak_is_near_the_measured(told, case, zero):
-    """Within a tenth in one process. Two are up to 12.3 % above the plan, which is not explained yet."""
-    world, measured, planned = told
-    near = {1: 0.1, 2: 0.2}[world]
-    assert planned[f"{case}-{zero}"]["peak"] == pytest.approx(measured[f"{case}-{zero}"]["peak"], rel=near)
+def test_the_peak_is_within_a_tenth(told, case, zero):
+    _, measured, planned = told
+    assert planned[f"{case}-{zero}"]["peak"] == pytest.approx(measured[f"{case}-{zero}"]["peak"], rel=0.1)
 
 
 @pytest.mark.parametrize("zero", STAGES)

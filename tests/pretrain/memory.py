@@ -101,11 +101,11 @@ def most_held(profiler: Any) -> int:
     held = most = 0
     for _, event in sorted(moves, key=lambda move: move[0]):
         where, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+        # An address that comes again was released unseen: by a thread of gloo's, which the profiler does not follow.
+        held -= live.pop(where, 0)
         if size > 0:
             live[where] = size
             held += size
-        else:
-            held -= live.pop(where, 0)
         most = max(most, held)
     return most
 
