@@ -9,6 +9,8 @@ kind of collective.
 import gc
 import json
 import sys
+import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -63,18 +65,30 @@ def configuration(case: str, zero: int, **changes: Any) -> PretrainConfig:
 
 
 class Handed(TorchDispatchMode):
-    """Adds up what this rank hands to collectives."""
+    """Adds up what this rank hands to collectives, and notes when each tensor's memory is released.
+
+    The last to let go of it may be a thread of gloo's, which the profiler does not follow.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        self.released: list[tuple[int, int, int]] = []
+        """Address, and the moments (ns since 1970) at which it was handed over and released."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             name = func._overloadpacket.__name__.strip("_")
             inputs = args[0] if name == "allreduce" else args[1]
             self.bytes[name] += sum(x.nbytes for x in tree_leaves(inputs) if isinstance(x, Tensor))
+            for tensor in tree_leaves((args, kwargs)):
+                if isinstance(tensor, Tensor):
+                    storage = tensor.untyped_storage()
+                    weakref.finalize(storage, self.release, storage.data_ptr(), time.time_ns()).atexit = False
         return func(*args, **(kwargs or {}))
+
+    def release(self, where: int, handed: int) -> None:
+        self.released.append((where, handed, time.time_ns()))
 
 
 def measured(config: PretrainConfig) -> dict[str, Any]:
@@ -82,29 +96,33 @@ def measured(config: PretrainConfig) -> dict[str, Any]:
     gc.collect()
     gc.disable()
     batch = largest_batch(config, config.data.global_batch // distributed.world())
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, Handed() as handed:
         torch.manual_seed(0)
         engine = Engine(Task(config.model, config.objectives, VOCABULARY), config)
         batch = batch.each(lambda x: x.clone())
-        for _ in range(2):
-            engine.step(batch, lr=1e-3)
-        with Handed() as handed:
+        for _ in range(3):
+            handed.bytes.clear()
             engine.step(batch, lr=1e-3)
     gc.enable()
-    return {"peak": most_held(profiler), "handed": dict(handed.bytes)}
+    return {"peak": most_held(profiler, handed.released), "handed": dict(handed.bytes)}
 
 
-def most_held(profiler: Any) -> int:
+def most_held(profiler: Any, released: list[tuple[int, int, int]]) -> int:
     """Every allocation of the allocator and its release, in their order; releases of what was there before are not."""
-    moves = [(time, event) for event in tree(profiler) for time in [event.start_time_ns] if event.tag == ALLOCATION]
-    live: dict[int, int] = {}
+    moves = [
+        (event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size, 0)
+        for event in tree(profiler)
+        if event.tag == ALLOCATION
+    ]
+    moves += [(end, where, 0, handed) for where, handed, end in released]
+    live: dict[int, tuple[int, int]] = {}
     held = most = 0
-    for _, event in sorted(moves, key=lambda move: move[0]):
-        where, size = event.extra_fields.ptr, event.extra_fields.alloc_size
-        # An address that comes again was released unseen: by a thread of gloo's, which the profiler does not follow.
-        held -= live.pop(where, 0)
+    for moment, where, size, handed in sorted(moves):
+        if handed and live.get(where, (moment, 0))[0] > handed:
+            continue  # the profiler saw the release, and the address has been given out again
+        held -= live.pop(where, (0, 0))[1]
         if size > 0:
-            live[where] = size
+            live[where] = (moment, size)
             held += size
         most = max(most, held)
     return most
