@@ -3,7 +3,7 @@
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from isal.isal_zlib import crc32 as crc32_of
 
+from shards.blocks import Room
 from shards.cache import FileCache
 from shards.errors import DamagedSample
-from shards.files import Files, open_files
+from shards.files import Files, LocalTar, open_files
 from shards.foreign import foreign_sample
 from shards.manifest import Foreign, Manifest, ShardEntry
 from shards.remote import NotServed, Patience
-from shards.sample import ARRAYS, Identity, Sample, sample_from_members
+from shards.sample import ARRAYS, Encoded, Identity, Sample, sample_from_members
 from shards.soundness import MEMBER_BYTES
 
 OPEN_SHARDS = 64
@@ -69,7 +70,11 @@ class ShardSet:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        found = self._expected.pop(index, None) or self._read(index)
+        return self.read_into(index, None)
+
+    def read_into(self, index: int, room: Room | None) -> Sample:
+        """As `[index]`; the image of a local shard is a view of `room`, as long as there is space."""
+        found = self._expected.pop(index, None) or self._read(index, room)
         if isinstance(found, DamagedSample):
             raise found
         return found
@@ -88,10 +93,10 @@ class ShardSet:
             with ThreadPoolExecutor(READERS) as pool:
                 self._expected = dict(zip(wanted, pool.map(self._read, wanted), strict=True))
 
-    def _read(self, index: int) -> Sample | DamagedSample:
+    def _read(self, index: int, room: Room | None = None) -> Sample | DamagedSample:
         number, ordinal = self._locate(index)
         try:
-            return self._opened(number).read(ordinal)
+            return self._opened(number).read(ordinal, room)
         except UNREADABLE as error:
             self._give_up(number, error)
             return DamagedSample(f"{self.manifest.shards[number].name}, sample {ordinal}: {error}")
@@ -173,25 +178,34 @@ class _OpenShard:
         self.tar, self.slow = files.tar(entry), files.slow
         self.close = self.tar.close
 
-    def read(self, ordinal: int) -> Sample:
+    def read(self, ordinal: int, room: Room | None) -> Sample:
         if self.too_large_N[ordinal]:
             sizes = dict(zip(self.members, self.places_NM3[ordinal, :, 1].tolist(), strict=True))
             name, size = next((name, size) for name, size in sizes.items() if size > MEMBER_BYTES[name])
             raise ValueError(f"the {name} has {size} bytes, more than {MEMBER_BYTES[name]}")
-        members = self._members(self.places_NM3[ordinal].tolist())
+        members = self._members(self.places_NM3[ordinal].tolist(), room)
         key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
         if self.foreign:
             return foreign_sample(self.name, ordinal, key, extension, members, self.foreign)
         return sample_from_members(key, members.pop("image", b""), extension, members.pop("json"), members)
 
-    def _members(self, places: list[list[int]]) -> dict[str, bytes]:
-        """The checked contents of members by name."""
-        reads = self._read_together if self.slow else self._read_each
-        return {
-            name: _checked(name, content, size, crc32)
-            for name, (_, size, crc32), content in zip(self.members, places, reads(places), strict=True)
-            if size
-        }
+    def _members(self, places: list[list[int]], room: Room | None) -> dict[str, Any]:
+        """The checked contents of members by name: bytes, of the image a view where there is room."""
+        contents = self._read_together(places) if self.slow else self._read_image_into(room, places)
+        found = {}
+        for name, (_, size, crc32), content in zip(self.members, places, contents, strict=True):
+            if size:
+                if len(content) != size or crc32_of(content) != crc32:
+                    raise ValueError(_fault(name, len(content), size))
+                found[name] = content
+        return found
+
+    def _read_image_into(self, room: Room | None, places: list[list[int]]) -> Sequence[Encoded]:
+        offset, size, _ = places[0]
+        view = room.take(size) if room and size and self.members[0] == "image" else None
+        if view is None or not isinstance(self.tar, LocalTar):
+            return self._read_each(places)
+        return [view[: self.tar.read_into(offset, view)].toreadonly(), *self._read_each(places[1:])]
 
     def _read_each(self, places: list[list[int]]) -> list[bytes]:
         """What is read is not copied again: on a local disk that costs more than another read."""
@@ -219,10 +233,8 @@ def _places(index: pa.Table, name: str) -> np.ndarray:
     return np.stack([pc.fill_null(column, 0).to_numpy().astype(np.int64) for column in columns], axis=1)
 
 
-def _checked(name: str, content: bytes, size: int, crc32: int) -> bytes:
-    if len(content) == size and crc32_of(content) == crc32:
-        return content
+def _fault(name: str, found: int, size: int) -> str:
     what = "record" if name == "json" else name
-    if len(content) != size:
-        raise ValueError(f"the {what} ends after {len(content)} of {size} bytes")
-    raise ValueError(f"the {what} does not match its checksum")
+    return (
+        f"the {what} does not match its checksum" if found == size else f"the {what} ends after {found} of {size} bytes"
+    )

@@ -1,80 +1,106 @@
-"""How whole samples come from a worker process: their bytes through shared memory, the rest through the loader's pipe.
+"""How whole samples come from a worker process: their bytes through memory that both map, the rest through a pipe.
 
-A pipe takes each byte four times (pickled, written, read, unpickled). Here the worker copies an image into a place of
-memory that both processes map and the consumer copies it out; the place is used again, so the kernel clears no pages.
+    worker: file -> place -> checked there -> pickled without the bytes -> pipe -> consumer: views of the place
+
+A pipe takes each byte four times (pickled, written, read, unpickled); here only the kernel's copy out of the file is
+left. `shards.blocks` says when a place is used again.
 """
 
-import mmap
 import pickle
 from dataclasses import dataclass, fields
 from io import BytesIO
 from operator import attrgetter
 from typing import Any
 
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from shards.parts import Part, StreamedSample
+from shards.blocks import SAMPLE_BYTES, SPARE, Blocks, Room
+from shards.parts import Part, PartReader, StreamedSample
 from shards.sample import Sample
 
-SAMPLE_BYTES = 1 << 18
-"""Room for a sample. Only what is used takes memory; a batch that is larger goes through the pipe."""
+SHORT = 512
+"""Buffers of fewer bytes are pickled: their place would cost more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A batch of samples without its long buffers: `sizes` of them lie in `place`, one behind the other."""
+    """A batch of samples without its long buffers: (offset, size, read-only) of each in a place."""
 
     pickled: bytes
     place: int
-    sizes: list[tuple[int, bool]]
+    spans: list[tuple[int, int, bool]]
 
 
-class Transport:
-    """Places for batches, some for each worker. Made before the workers are forked, so that they share it.
+class Transport(Dataset[Part]):
+    """Number of a global batch -> this rank's part of it, packed; for workers that are forked after this was made.
 
     Args:
-        ahead: Batches that a worker reads ahead; it has a place for each, one that is being read and one being written.
+        ahead: Batches that a worker reads ahead. It has a place for each, one that is being unpacked, and `SPARE`.
     """
 
-    def __init__(self, workers: int, ahead: int, samples: int) -> None:
-        self.places, self.size = ahead + 2, samples * SAMPLE_BYTES
-        self._taken = mmap.mmap(-1, workers * self.places)
-        self._memory = memoryview(mmap.mmap(-1, workers * self.places * self.size))
+    def __init__(self, parts: PartReader, workers: int, ahead: int) -> None:
+        self.parts, self.places = parts, ahead + 1 + SPARE
+        self.blocks = Blocks(workers * self.places, parts.size * SAMPLE_BYTES, shared=True)
 
-    def pack(self, part: Part) -> Part:
-        """In a worker: moves the samples of a part into shared memory, where there is room."""
-        buffers: list[pickle.PickleBuffer] = []
-        pickled = BytesIO()
-        _SamplePickler(pickled, protocol=5, buffer_callback=buffers.append).dump(part.batch)
-        views = [buffer.raw() for buffer in buffers]
-        place = self._free_place()
-        if place is None or sum(map(len, views)) > self.size:
-            return part
-        self._taken[place] = 1
-        end = place * self.size
-        for view in views:
-            start, end = end, end + len(view)
-            self._memory[start:end] = view
-        part.batch = Packed(pickled.getvalue(), place, [(len(view), view.readonly) for view in views])
+    def __getitem__(self, number: int) -> Part:
+        """In a worker. Without a free place, or a batch to put there, the part goes through the pipe as it is."""
+        worker = get_worker_info()
+        assert worker is not None
+        place = self.blocks.take(self._places(worker.id))
+        if place is None:
+            return self.parts[number]
+        room = Room(self.blocks.view(place))
+        part = self.parts.read(number, room)
+        if part.stop:
+            self.blocks.free(place)
+        else:
+            part.batch = _packed(part.batch, place, room)
         return part
 
     def unpack(self, part: Part) -> Part:
-        """In the consumer: the part as it was, and its place is free again."""
+        """In the consumer: the part as it was, looking into its place; or with copies, where many places are held."""
         packed = part.batch
-        if isinstance(packed, Packed):
-            end, buffers = packed.place * self.size, []
-            for size, readonly in packed.sizes:
-                start, end = end, end + size
-                buffers.append((bytes if readonly else bytearray)(self._memory[start:end]))
-            part.batch = pickle.loads(packed.pickled, buffers=buffers)
-            self._taken[packed.place] = 0
+        if not isinstance(packed, Packed):
+            return part
+        held = self.blocks.lent(self._places(packed.place // self.places)) >= SPARE
+        memory = self.blocks.view(packed.place) if held else self.blocks.lend(packed.place)
+        views = [memory[offset : offset + size] for offset, size, _ in packed.spans]
+        buffers: list[Any] = [
+            (bytes(view) if readonly else bytearray(view)) if held else view.toreadonly() if readonly else view
+            for view, (_, _, readonly) in zip(views, packed.spans, strict=True)
+        ]
+        part.batch = pickle.loads(packed.pickled, buffers=buffers)
+        if held:
+            self.blocks.free(packed.place)
         return part
 
-    def _free_place(self) -> int | None:
-        worker = get_worker_info()
-        assert worker is not None
-        places = range(worker.id * self.places, (worker.id + 1) * self.places)
-        return next((place for place in places if not self._taken[place]), None)
+    def _places(self, worker: int) -> range:
+        return range(worker * self.places, (worker + 1) * self.places)
+
+
+def _packed(batch: Any, place: int, room: Room) -> Packed:
+    """What is in the room stays there, other long buffers are copied to it; what does not fit is pickled."""
+    spans: list[tuple[int, int, bool]] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        """True: to be pickled."""
+        view = buffer.raw()
+        if len(view) < SHORT:
+            return True
+        offset = room.offset(view)
+        if offset is None:
+            copy = room.take(len(view))
+            if copy is None:
+                return True
+            copy[:] = view
+            offset = room.offset(copy)
+        assert offset is not None
+        spans.append((offset, len(view), view.readonly))
+        return False
+
+    pickled = BytesIO()
+    _SamplePickler(pickled, protocol=5, buffer_callback=keep).dump(batch)
+    return Packed(pickled.getvalue(), place, spans)
 
 
 _VALUES = {kind: attrgetter(*(field.name for field in fields(kind))) for kind in (StreamedSample, Sample)}
@@ -87,4 +113,6 @@ class _SamplePickler(pickle.Pickler):
         values = _VALUES.get(type(obj))
         if values is None:
             return NotImplemented
-        return type(obj), tuple(pickle.PickleBuffer(value) if type(value) is bytes else value for value in values(obj))
+        return type(obj), tuple(
+            pickle.PickleBuffer(value) if type(value) in (bytes, memoryview) else value for value in values(obj)
+        )
