@@ -8,6 +8,7 @@ name, so nothing is left of it when the processes that have it are killed, and t
 
 import mmap
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -26,20 +27,25 @@ class Room:
 
     def __init__(self, memory: memoryview) -> None:
         self._memory, self._used = memory, 0
-        self._address = _address(memory)
+        self._filled: dict[int, tuple[memoryview, int]] = {}
 
-    def take(self, size: int) -> memoryview | None:
-        """The next `size` bytes, to be written to; None where the place is full."""
+    def fill(self, size: int, read_into: Callable[[memoryview], int]) -> memoryview | None:
+        """A read-only view of what `read_into` wrote to the next `size` bytes; None where the place is full."""
         start, end = self._used, self._used + size
         if end > len(self._memory):
             return None
         self._used = -(-end // _ALIGNED) * _ALIGNED
-        return self._memory[start:end]
+        view = self._memory[start : start + read_into(self._memory[start:end])].toreadonly()
+        self._filled[id(view)] = view, start  # The view is kept, so that its number is not used again.
+        return view
 
-    def offset(self, view: memoryview) -> int | None:
-        """Where in the place `view` looks; None where it looks elsewhere."""
-        offset = _address(view) - self._address
-        return offset if 0 <= offset < len(self._memory) else None
+    def offset(self, content: bytes | memoryview) -> int | None:
+        """Where in the place `content` lies, which is copied there if it does not; None where the place is full."""
+        known = self._filled.get(id(content))
+        if known is None:
+            copy = self.fill(len(content), lambda view: _copy(content, view))
+            known = None if copy is None else self._filled[id(copy)]
+        return None if known is None else known[1]
 
 
 class Blocks:
@@ -90,6 +96,6 @@ class Blocks:
         return np.frombuffer(self._memory, np.uint8, self.size, place * self.size)
 
 
-def _address(view: memoryview) -> int:
-    address: int = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
-    return address
+def _copy(content: bytes | memoryview, view: memoryview) -> int:
+    view[:] = content
+    return len(view)

@@ -3,8 +3,9 @@
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class ShardSet:
         self.address = str(place)
         self.name = str(place).rstrip("/").rpartition("/")[2]
         self.manifest: Manifest = self.files.manifest()
+        self._digests = [shard.sha256[:16] for shard in self.manifest.shards]
         self._starts = [0, *accumulate(shard.samples for shard in self.manifest.shards)]
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._expected: dict[int, Sample | DamagedSample] = {}
@@ -74,7 +76,8 @@ class ShardSet:
 
     def read_into(self, index: int, room: Room | None) -> Sample:
         """As `[index]`; the image of a local shard is a view of `room`, as long as there is space."""
-        found = self._expected.pop(index, None) or self._read(index, room)
+        found = self._expected.pop(index, None) if self._expected else None
+        found = found or self._read(index, room)
         if isinstance(found, DamagedSample):
             raise found
         return found
@@ -103,7 +106,7 @@ class ShardSet:
 
     def identity(self, index: int) -> Identity:
         number, ordinal = self._locate(index)
-        return Identity(self.manifest.shards[number].sha256[:16], ordinal)
+        return Identity(self._digests[number], ordinal)
 
     def fingerprint(self) -> str:
         return self.manifest.digest
@@ -176,6 +179,7 @@ class _OpenShard:
         most_M = np.array([MEMBER_BYTES[name] for name in self.members or ["image"]])
         self.too_large_N: np.ndarray = np.any(self.places_NM3[..., 1] > most_M, axis=1)
         self.tar, self.slow = files.tar(entry), files.slow
+        self.local = self.tar if isinstance(self.tar, LocalTar) else None
         self.close = self.tar.close
 
     def read(self, ordinal: int, room: Room | None) -> Sample:
@@ -191,7 +195,7 @@ class _OpenShard:
 
     def _members(self, places: list[list[int]], room: Room | None) -> dict[str, Any]:
         """The checked contents of members by name: bytes, of the image a view where there is room."""
-        contents = self._read_together(places) if self.slow else self._read_image_into(room, places)
+        contents = self._read_together(places) if self.slow else self._read_each(places, room)
         found = {}
         for name, (_, size, crc32), content in zip(self.members, places, contents, strict=True):
             if size:
@@ -200,18 +204,21 @@ class _OpenShard:
                 found[name] = content
         return found
 
-    def _read_image_into(self, room: Room | None, places: list[list[int]]) -> Sequence[Encoded]:
-        offset, size, _ = places[0]
-        view = room.take(size) if room and size and self.members[0] == "image" else None
-        if view is None or not isinstance(self.tar, LocalTar):
-            return self._read_each(places)
-        return [view[: self.tar.read_into(offset, view)].toreadonly(), *self._read_each(places[1:])]
-
-    def _read_each(self, places: list[list[int]]) -> list[bytes]:
+    def _read_each(self, places: list[list[int]], room: Room | None = None) -> list[Encoded]:
         """What is read is not copied again: on a local disk that costs more than another read."""
-        return [self.tar.read(offset, size) if size else b"" for offset, size, _ in places]
+        return [
+            self._read_one(name, offset, size, room) if size else b""
+            for name, (offset, size, _) in zip(self.members, places, strict=True)
+        ]
 
-    def _read_together(self, places: list[list[int]]) -> list[bytes]:
+    def _read_one(self, name: str, offset: int, size: int, room: Room | None) -> Encoded:
+        if room and name == "image" and self.local:
+            content = room.fill(size, partial(self.local.read_into, offset))
+            if content is not None:
+                return content
+        return self.tar.read(offset, size)
+
+    def _read_together(self, places: list[list[int]]) -> list[Encoded]:
         """One read where the members lie near each other, as ours do."""
         start, end, total = places[0][0], 0, 0
         for offset, size, _ in places:
@@ -225,12 +232,14 @@ class _OpenShard:
 
 def _places(index: pa.Table, name: str) -> np.ndarray:
     """Offset, size and crc32 of one member of each sample, int64 [N, 3]; zeros where there is none."""
-    columns = [
-        index[f"{name}_{part}"] for part in ("offset", "size", "crc32") if f"{name}_{part}" in index.column_names
-    ]
-    if not columns:
-        return np.zeros((index.num_rows, 3), dtype=np.int64)
-    return np.stack([pc.fill_null(column, 0).to_numpy().astype(np.int64) for column in columns], axis=1)
+    places_N3 = np.zeros((index.num_rows, 3), dtype=np.int64)
+    for part, values_N in zip(("offset", "size", "crc32"), places_N3.T, strict=True):
+        if f"{name}_{part}" in index.column_names:
+            column = index[f"{name}_{part}"].combine_chunks()
+            # Not `to_numpy` or `fill_null`: they import pandas, which takes each worker half a second.
+            rows = np.from_dlpack(pc.indices_nonzero(column.is_valid())) if column.null_count else slice(None)
+            values_N[rows] = np.from_dlpack(column.drop_null())
+    return places_N3
 
 
 def _fault(name: str, found: int, size: int) -> str:

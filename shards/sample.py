@@ -147,15 +147,16 @@ def sample_from_members(
     """
     values = json.loads(record.decode())
     read = {ARRAYS[name]: _fitting(name, content, values) for name, content in (arrays or {}).items()}
+    regions, relations = values["regions"], values["relations"]
     return Sample(
-        key=key,
-        image=image,
-        extension=extension,
-        captions=tuple(values["captions"]),
-        regions=tuple(_region(**region) for region in values["regions"]),
-        relations=tuple(Relation(**relation) for relation in values["relations"]),
-        tags=tuple(values["tags"]),
-        metadata=values["metadata"],
+        key,
+        image,
+        extension,
+        tuple(values["captions"]),
+        tuple([_region(**region) for region in regions]),
+        tuple([Relation(**relation) for relation in relations]),
+        tuple(values["tags"]),
+        values["metadata"],
         **read,
     )
 

@@ -10,25 +10,29 @@ import pickle
 from dataclasses import dataclass, fields
 from io import BytesIO
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch.utils.data import Dataset, get_worker_info
 
 from shards.blocks import SAMPLE_BYTES, SPARE, Blocks, Room
 from shards.parts import Part, PartReader, StreamedSample
-from shards.sample import Sample
+from shards.sample import Encoded, Identity, Sample
 
 SHORT = 512
 """Buffers of fewer bytes are pickled: their place would cost more."""
 
 
+Span: TypeAlias = tuple[int, int]
+"""Offset and size of bytes that lie in the place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A batch of samples without its long buffers: (offset, size, read-only) of each in a place."""
+    """A batch without its long bytes: `rows` is pickled; `arrays` are the memory of its arrays."""
 
-    pickled: bytes
+    rows: bytes
     place: int
-    spans: list[tuple[int, int, bool]]
+    arrays: list[Span]
 
 
 class Transport(Dataset[Part]):
@@ -62,15 +66,10 @@ class Transport(Dataset[Part]):
         packed = part.batch
         if not isinstance(packed, Packed):
             return part
-        held = self.blocks.lent(self._places(packed.place // self.places)) >= SPARE
-        memory = self.blocks.view(packed.place) if held else self.blocks.lend(packed.place)
-        views = [memory[offset : offset + size] for offset, size, _ in packed.spans]
-        buffers: list[Any] = [
-            (bytes(view) if readonly else bytearray(view)) if held else view.toreadonly() if readonly else view
-            for view, (_, _, readonly) in zip(views, packed.spans, strict=True)
-        ]
-        part.batch = pickle.loads(packed.pickled, buffers=buffers)
-        if held:
+        if self.blocks.lent(self._places(packed.place // self.places)) < SPARE:
+            part.batch = _unpacked(packed, self.blocks.lend(packed.place), copied=False)
+        else:
+            part.batch = _unpacked(packed, self.blocks.view(packed.place), copied=True)
             self.blocks.free(packed.place)
         return part
 
@@ -78,41 +77,53 @@ class Transport(Dataset[Part]):
         return range(worker * self.places, (worker + 1) * self.places)
 
 
-def _packed(batch: Any, place: int, room: Room) -> Packed:
-    """What is in the room stays there, other long buffers are copied to it; what does not fit is pickled."""
-    spans: list[tuple[int, int, bool]] = []
+_VALUES = attrgetter(*(field.name for field in fields(Sample)))
+
+
+def _packed(batch: list[StreamedSample], place: int, room: Room) -> Packed:
+    """Long bytes stay in the room or are copied to it, as far as there is any; the rest is pickled."""
+    arrays: list[Span] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
-        """True: to be pickled."""
-        view = buffer.raw()
-        if len(view) < SHORT:
-            return True
-        offset = room.offset(view)
-        if offset is None:
-            copy = room.take(len(view))
-            if copy is None:
-                return True
-            copy[:] = view
-            offset = room.offset(copy)
-        assert offset is not None
-        spans.append((offset, len(view), view.readonly))
-        return False
+        """Of an array. True: to be pickled."""
+        span = _span(buffer.raw(), room)
+        if span:
+            arrays.append(span)
+        return span is None
 
-    pickled = BytesIO()
-    _SamplePickler(pickled, protocol=5, buffer_callback=keep).dump(batch)
-    return Packed(pickled.getvalue(), place, spans)
+    rows = BytesIO()
+    pickle.Pickler(rows, protocol=5, buffer_callback=keep).dump([_row(item, room) for item in batch])
+    return Packed(rows.getvalue(), place, arrays)
 
 
-_VALUES = {kind: attrgetter(*(field.name for field in fields(kind))) for kind in (StreamedSample, Sample)}
+def _row(item: StreamedSample, room: Room) -> tuple[Any, ...]:
+    """Plain values, which take pickle a third of the time; a sample of a source's own class stays one."""
+    where, sample = (*item.identity, item.epoch, item.position, item.seed), item.sample
+    if type(sample) is not Sample:
+        return where, sample
+    key, image, *rest = _VALUES(sample)
+    return where, key, _span(image, room) or bytes(image), *rest
 
 
-class _SamplePickler(pickle.Pickler):
-    """Leaves the images of samples out, as pickle does with arrays; and builds both records by their constructors."""
+def _span(content: Encoded, room: Room) -> Span | None:
+    offset = room.offset(content) if len(content) >= SHORT else None
+    return None if offset is None else (offset, len(content))
 
-    def reducer_override(self, obj: Any) -> Any:
-        values = _VALUES.get(type(obj))
-        if values is None:
-            return NotImplemented
-        return type(obj), tuple(
-            pickle.PickleBuffer(value) if type(value) in (bytes, memoryview) else value for value in values(obj)
-        )
+
+def _unpacked(packed: Packed, memory: memoryview, *, copied: bool) -> list[StreamedSample]:
+    images = memory.toreadonly()
+
+    def item(where: tuple[Any, ...], *values: Any) -> StreamedSample:
+        if len(values) == 1:
+            sample = values[0]
+        else:
+            key, image, *rest = values
+            if isinstance(image, tuple):
+                image = images[image[0] : image[0] + image[1]]
+            sample = Sample(key, bytes(image) if copied else image, *rest)
+        shard, ordinal, *place = where
+        return StreamedSample(Identity(shard, ordinal), sample, *place)
+
+    views = (memory[offset : offset + size] for offset, size in packed.arrays)
+    rows = pickle.loads(packed.rows, buffers=map(bytearray, views) if copied else views)
+    return [item(*row) for row in rows]
