@@ -32,6 +32,7 @@ def speed_table(plan: Plan, cluster: Cluster) -> Table:
         "time": f"{plan.step:.3f} s",
         f"products at {cluster.mfu:.0%} of the peak": f"{plan.products:.3f} s",
         "messages that nothing hides": f"{plan.messages:.3f} s",
+        "optimizer": f"{plan.optimizer:.3f} s",
         "decoding": f"{plan.data:.3f} s",
         **{f"sent: {name}": f"{gigabytes(size)} GB" for name, size in plan.sent.items()},
         "samples/s": f"{plan.samples_per_second:,.0f}",
