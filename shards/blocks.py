@@ -48,6 +48,12 @@ class Room:
         return None if known is None else known[1]
 
 
+class _Hashable(np.ndarray):
+    """Views of it have a hash, which is that of their bytes, only if it has one."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
 class Blocks:
     """So many places of so many bytes in one mapping.
 
@@ -93,7 +99,7 @@ class Blocks:
 
     def _array(self, place: int) -> np.ndarray:
         assert self._memory is not None
-        return np.frombuffer(self._memory, np.uint8, self.size, place * self.size)
+        return np.frombuffer(self._memory, np.uint8, self.size, place * self.size).view(_Hashable)
 
 
 def _copy(content: bytes | memoryview, view: memoryview) -> int:

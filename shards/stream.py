@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.blocks import SAMPLE_BYTES, SPARE, Blocks, Room
-from shards.errors import DamagedSample, UserError
+from shards.errors import DamagedSample, Stopped, UserError
 from shards.mixture import Mixture, difference
 from shards.parts import Counts, Damage, Part, PartReader, StreamedSample
 from shards.reader import ShardSet
@@ -63,6 +63,7 @@ class ShardStream(Generic[ItemT]):
     Raises:
         UserError: sizes that do not divide, a folder that is no shard set, a weight that is not positive.
         DamagedSample: while iterating, when more is damaged than the budget allows.
+        Stopped: while iterating, when a worker was killed; `state_dict` tells where to go on.
     """
 
     def __init__(
@@ -175,9 +176,9 @@ class ShardStream(Generic[ItemT]):
         if not self.workers:
             return map(self._read_here if whole else self._parts.read, numbers)
         if not whole:
-            return iter(self._loader(self._parts, numbers))
+            return _from_workers(self._loader(self._parts, numbers))
         transport = Transport(self._parts, self.workers, self.prefetch)
-        return map(transport.unpack, self._loader(transport, numbers))
+        return map(transport.unpack, _from_workers(self._loader(transport, numbers)))
 
     def _read_here(self, number: int) -> Part:
         """Whole samples, read into memory that is used again."""
@@ -252,6 +253,16 @@ class _Budget:
 
 def _opened(place: Place) -> Source:
     return ShardSet(place) if isinstance(place, str | Path) else place
+
+
+def _from_workers(loader: DataLoader[Part]) -> Iterator[Part]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        reason = str(error.__cause__ or error).strip().rstrip(".")
+        raise Stopped(f"a worker of the stream died, and the batches it was reading with it: {reason}") from error
 
 
 def _unchanged(part: Any) -> Any:
