@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from pretrain.planning.speed import Cluster
 
 WORLDS = (1, 8, 32, 128, 512, 1024)
+MFU = 0.15
+"""With which plans agree with published speeds on A100: 128 of them trained CLIP ViT-B/32 at 93,294 samples/s
+(arXiv:2212.07143, trained_models_info.csv of its data), 8 ALBEF in two to four days (its authors, in TF32)."""
+GATHERING = 0.2
+"""Share of a step from which on the gathering of features is worth a word."""
 
 
 def plan(
@@ -28,7 +33,7 @@ def plan(
     link: Annotated[float | None, typer.Option(min=1e-3, help="GB/s between GPUs of a node, each way.")] = None,
     network: Annotated[float, typer.Option(min=1e-3, help="GB/s out of a node, each way.")] = 50.0,
     disk: Annotated[float, typer.Option(min=1e-3, help="GB/s that checkpoints are written with.")] = 1.0,
-    mfu: Annotated[float, typer.Option(min=1e-3, max=1.0, help="Share of the peak that products reach.")] = 0.3,
+    mfu: Annotated[float, typer.Option(min=1e-3, max=1.0, help="Share of the peak that products reach.")] = MFU,
     sample_kb: Annotated[float, typer.Option(min=1e-3, help="kB of a pair, where the shards are not here.")] = 60.0,
     vocabulary: Annotated[int | None, typer.Option(min=1, help="Tokens, where the tokenizer is not here.")] = None,
     bank: Annotated[tuple[int, int] | None, typer.Option(help="Its texts and groups, without the shards.")] = None,
@@ -104,10 +109,21 @@ def _show(
     console.print(table.memory_table(found), table.speed_table(found, cluster))
     if sizes:
         console.print(table.scaling_table(sizes))
+    if (
+        config.objectives.itm
+        and config.objectives.itm.pool == "global"
+        and _gathers(cluster, [found, *dict(sizes).values()])
+    ):
+        typer.echo("objectives.itm.pool=local would end the gathering of tokens, which costs the most on many GPUs")
     if not found.fits:
         _warn(found.memory.peak, cluster.memory, advice(config, corpus, cluster))
     elif config.engine.precision == "fp32":
         typer.echo("engine.precision=bf16 would use the GPU's faster units and keep smaller activations")
+
+
+def _gathers(cluster: "Cluster", plans: "list[Plan]") -> bool:
+    """Whether features of other ranks take a large part of a step, at any size."""
+    return any(plan.sent.get("features gathered", 0) / cluster.ring > GATHERING * plan.step for plan in plans)
 
 
 def _warn(peak: int, available: float, way: tuple[list[str], int] | None) -> None:

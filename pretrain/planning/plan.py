@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.config import PretrainConfig
 from pretrain.planning.memory import Memory, memory
 from pretrain.planning.sources import Corpus
-from pretrain.planning.speed import Cluster, checkpoint_bytes, speed
+from pretrain.planning.speed import BUS, Cluster, checkpoint_bytes, speed
 from pretrain.planning.step import entries, imagine
 from pretrain.settings import merge, parse_config
 from shards.errors import UserError
@@ -38,7 +38,8 @@ class Plan:
         shards_per_rank: None where the shards are not there to be counted.
         products, messages, optimizer, data: Seconds of a step; they may overlap (`pretrain.planning.speed`).
         reading: Bytes/s that all ranks read.
-        checkpoint: Seconds that writing one takes, and `checkpoint_bytes` its size.
+        checkpoint: Seconds that writing one takes, and `checkpoint_bytes` its size; `stalled` seconds that training
+            waits for each.
     """
 
     world: int
@@ -59,6 +60,7 @@ class Plan:
     reading: float
     checkpoint: float
     checkpoint_bytes: int
+    stalled: float
     shards_per_rank: float | None
 
     @property
@@ -88,8 +90,10 @@ def make_plan(config: PretrainConfig, corpus: Corpus, cluster: Cluster) -> Plan:
 
     seconds, batch, run = mean(lambda entry: speeds[entry].step), config.data.global_batch, config.run
     one = next(iter(imagined.values()))
-    write = checkpoint_bytes(config, one) / cluster.disk
-    total = run.steps * seconds + run.steps / run.save_every * write
+    size = checkpoint_bytes(config, one)
+    write = size / cluster.disk
+    stalled = _stalled(config, size, write, seconds)
+    total = run.steps * seconds + run.steps / run.save_every * stalled
     sent = Counter[str]()
     for entry, share in shares.items():
         sent.update({name: share * size for name, size in speeds[entry].sent.items()})
@@ -111,9 +115,17 @@ def make_plan(config: PretrainConfig, corpus: Corpus, cluster: Cluster) -> Plan:
         gpu_hours=total / 3600 * cluster.world,
         reading=batch / seconds * cluster.sample,
         checkpoint=write,
-        checkpoint_bytes=checkpoint_bytes(config, one),
+        checkpoint_bytes=size,
+        stalled=stalled,
         shards_per_rank=None if corpus.shards is None else corpus.shards / cluster.world,
     )
+
+
+def _stalled(config: PretrainConfig, size: int, write: float, step: float) -> float:
+    """Seconds that a save holds up training: the copy to the host, and what the save before still has to write."""
+    if not config.run.async_save:
+        return write
+    return size / BUS + max(0.0, write - config.run.save_every * step)
 
 
 def check_split(config: PretrainConfig, world: int) -> None:
