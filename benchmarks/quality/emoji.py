@@ -32,6 +32,7 @@ from finetune.retrieval import RetrievalSet
 from finetune.score import Scorer
 from pretrain.checkpoint import load_checkpoint
 from pretrain.config import PretrainConfig
+from pretrain.machine import keep_memory
 from pretrain.models.vision import ImageEncoder
 from pretrain.places import locate
 from pretrain.settings import load_config
@@ -180,9 +181,8 @@ def theirs(minutes: float, split: str) -> None:
         for group in optimizer.param_groups:
             group["lr"] = PEER.lr * min(1, done / PEER.warm_up) * (1 + math.cos(math.pi * done)) / 2
         pixels, texts = next(stream)
-        with torch.autocast("cpu", torch.bfloat16):
-            image, text, scale = model(pixels.to(memory_format=torch.channels_last), tokenizer(texts))
-            loss = loss_of(image, text, scale)
+        image, text, scale = model(pixels.to(memory_format=torch.channels_last), tokenizer(texts))
+        loss = loss_of(image, text, scale)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -225,6 +225,7 @@ def main() -> None:
         ", ".join(f"{name} {version(name)}" for name in packages),
         f"on {torch.get_num_threads()} threads; {PEER}, {AUGMENTATION}",
     )
+    keep_memory()  # for both sides: it makes steps on a CPU up to twice as fast
     if arguments.only != "ours":
         theirs(arguments.minutes, arguments.split)
     if arguments.only != "open_clip":
