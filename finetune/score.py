@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.late import Kind, block_similarity
+from finetune.late import block_similarity
 from finetune.recall import Indices, Scores
 from finetune.retrieval import Fold, RetrievalSet
 from pretrain import distributed
@@ -31,6 +31,7 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.data.images import evaluation_images
 from pretrain.data.regions import stack_rows
 from pretrain.models.interface import Encoded, Fused, TextInput
+from pretrain.objectives.config import SimilarityKind
 from pretrain.objectives.itm import ITM
 from pretrain.objectives.pollution import Pollution
 from shards.console import progress
@@ -135,7 +136,7 @@ class Scorer:
         return Similarity(*self._late_similarity().numpy()[:, :, self.distinct_T])
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> SimilarityKind:
         """What is compared: one vector a side (`pooled`), or tokens."""
         itc = self.checkpoint.config.objectives.itc
         return "pooled" if itc is None else itc.similarity
