@@ -38,7 +38,7 @@ def fill_bank(task: Task, config: PretrainConfig, tokenizer: Tokenizer, sources:
         return
     bank = task.objectives["bank"]
     assert isinstance(bank, Bank)
-    texts = dict.fromkeys(_texts(config, tokenizer, sources))  # an ordered set
+    texts = dict.fromkeys(bank_texts(config, tokenizer, sources))  # an ordered set
     ids = [tokenizer.encode(text, config.data.max_tokens).ids_L for _, text in texts]
     pooled = []
     for start in range(0, len(ids), AT_ONCE):
@@ -47,7 +47,7 @@ def fill_bank(task: Task, config: PretrainConfig, tokenizer: Tokenizer, sources:
     bank.fill(torch.cat(pooled), torch.tensor([group for group, _ in texts], device=device))
 
 
-def _texts(config: PretrainConfig, tokenizer: Tokenizer, sources: Sequence[Source]) -> Iterator[tuple[int, str]]:
+def bank_texts(config: PretrainConfig, tokenizer: Tokenizer, sources: Sequence[Source]) -> Iterator[tuple[int, str]]:
     """Every caption with the number of its group."""
     preparation = Preparation(config, tokenizer)
     with progress("read texts", sum(len(source) for source in sources)) as bar:

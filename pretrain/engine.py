@@ -24,8 +24,8 @@ from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.ema import Ema
 from pretrain.flops import count_uncompiled, counted_as
 from pretrain.host import on_host
-from pretrain.machine import alone, join_again, repeat_exactly, share_cores, wait_for_gloo
-from pretrain.optim import build_optimizer, set_lr
+from pretrain.machine import alone, join_again, keep_memory, repeat_exactly, share_cores, wait_for_gloo
+from pretrain.optim import build_optimizer, remembered, set_lr
 from pretrain.precision import LossScale
 from pretrain.randomness import random_state, restore_random_state
 from pretrain.settings import merge
@@ -60,6 +60,7 @@ def start_process_group() -> torch.device:
         share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
     if device.type == "cpu":
+        keep_memory()
         repeat_exactly()
     else:
         accelerator.set_device(device.index)
@@ -158,12 +159,11 @@ class Engine:
         restore_random_state(random)
 
     def _moment_bytes(self) -> dict[torch.device, int]:
-        """What the optimizer will keep on each device: two moments for AdamW, one or none for SGD."""
+        """What the optimizer will keep on each device."""
         found: dict[torch.device, int] = {}
         for group in self._optimizer.param_groups:
-            moments = 2 if "betas" in group else int(group["momentum"] > 0)
             for parameter in group["params"]:
-                found[parameter.device] = found.get(parameter.device, 0) + moments * parameter.numel() * 4
+                found[parameter.device] = found.get(parameter.device, 0) + remembered(group) * parameter.numel() * 4
         return found
 
     def _backward(self, loss: Tensor) -> None:

@@ -57,7 +57,9 @@ class Muon(torch.optim.Optimizer):
     def _orthogonal(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
-        buffer = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"]
         buffer.lerp_(gradient, 1 - group["momentum"])
         ahead_RC = gradient.lerp(buffer, group["momentum"]).flatten(1)
         return orthogonal(ahead_RC).reshape(parameter.shape) * (RMS * math.sqrt(max(ahead_RC.shape)))
@@ -65,9 +67,10 @@ class Muon(torch.optim.Optimizer):
     def _adaptive(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
-        mean = state.setdefault("exp_avg", torch.zeros_like(parameter))
-        square = state.setdefault("exp_avg_sq", torch.zeros_like(parameter))
-        steps = state.setdefault("step", torch.tensor(0.0))
+        if "exp_avg" not in state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["step"] = torch.tensor(0.0)
+        mean, square, steps = state["exp_avg"], state["exp_avg_sq"], state["step"]
         steps += 1
         first, second = group["betas"]
         mean.lerp_(gradient, 1 - first)

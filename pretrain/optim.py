@@ -1,6 +1,7 @@
 """Parameter groups and the learning rate as a function of the step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,6 +73,13 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return config.final_lr + (config.lr - config.final_lr) * left
+
+
+def remembered(group: dict[str, Any]) -> int:
+    """Numbers that an optimizer of `build_optimizer` keeps of each element of one of its groups."""
+    if group.get("matrices"):
+        return 1
+    return 2 if "betas" in group else int(group["momentum"] > 0)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -16,8 +16,9 @@ from pretrain.agreement import check_agreement
 from pretrain.arrange import arrange
 from pretrain.bank import check_frozen, fill_bank
 from pretrain.checkpoint import Checkpoint, restore
-from pretrain.config import DataConfig, PretrainConfig, RunConfig, WeightedShards
+from pretrain.config import PretrainConfig, RunConfig
 from pretrain.data.loader import Preparation, check_inputs
+from pretrain.data.parts import open_parts
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import Engine, check_accelerator, start_process_group
 from pretrain.fetching import fetch_weights
@@ -37,10 +38,7 @@ from pretrain.stop import Interrupted, listening, spare_worker
 from pretrain.task import OBJECTIVES, Task, outline
 from pretrain.trackers import check_trackers
 from pretrain.watchdog import Pulse, watching
-from shards.cache import FileCache
 from shards.errors import UserError
-from shards.reader import ShardSet
-from shards.selection import Selected
 from shards.sources.base import Source
 from shards.stream import ShardStream
 
@@ -74,7 +72,7 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
         raise UserError(f"`objectives` names none: give at least one of {', '.join(OBJECTIVES)}")
     if source is None and not config.data.shards:
         raise UserError("`data.shards` is not set: name a folder that `shards build` wrote")
-    weighted = _opened(config.data) if source is None else [(source, 1.0)]
+    weighted = open_parts(config.data) if source is None else [(source, 1.0)]
     for part, _ in weighted:
         if not len(part):
             raise UserError(f"`source` (={part.name}) must hold at least one pair")
@@ -86,16 +84,6 @@ def check(config: PretrainConfig, source: Source | None = None, initial: Checkpo
     _check_task(config, len(tokenizer), initial)
     check_folder(config, world)
     return Inputs(list(weighted), tokenizer)
-
-
-def _opened(data: DataConfig) -> list[tuple[Source, float]]:
-    parts = [WeightedShards(place=data.shards)] if isinstance(data.shards, str) else data.shards
-    cache = FileCache(data.cache, int(data.cache_gigabytes * 1e9)) if data.cache else None
-    return [(_selected(ShardSet(part.place, cache), part.selection), part.weight) for part in parts]
-
-
-def _selected(shards: ShardSet, selection: str | None) -> Source:
-    return shards if selection is None else Selected(shards, selection)
 
 
 def _check_task(config: PretrainConfig, vocabulary: int, initial: Checkpoint | None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pretrain.config import PretrainConfig
+from pretrain.planning.optimizer import temporary
 from pretrain.planning.step import Device, Imagined
 
 FLOAT = 4
@@ -56,7 +57,7 @@ class Shares:
         own: Gradients of the parameters that this rank updates.
         bucket: The buffer in which gradients travel, `message` what is copied out of it on the way.
         vector: The gradients of the largest group as the optimizer takes them.
-        updated: Elements that the optimizer updates at once.
+        updated: Elements of the largest group that the optimizer updates at once.
     """
 
     weights: int
@@ -105,14 +106,13 @@ def partition(config: PretrainConfig, step: Imagined, world: int) -> Shares:
     keys = config.engine.deepspeed.get("zero_optimization", {})
     bucket = int(keys.get("reduce_bucket_size", BUCKET))
     trained, zero = step.trained, config.engine.zero
-    kept = _moments(config) * FLOAT
+    largest = max(group.elements for group in step.groups)
     if zero == 0:
         message = FLOAT * min(trained, int(BUCKET) + max(step.elements))  # it always copies what it sends
         weights = FLOAT * step.whole
-        largest = max(step.elements)
-        return Shares(weights, 0, 0, kept * trained, FLOAT * trained, 0, message, 0, largest)
+        return Shares(weights, 0, 0, FLOAT * step.moments, FLOAT * trained, 0, message, 0, largest)
     mine = -(-trained // world)
-    group = -(-max(step.groups) // world)
+    group = -(-largest // world)
     doubled = 2 if keys.get("overlap_comm", False) and zero < 3 else 1
     message = FLOAT * min(bucket, trained) if world > 1 else 0
     weights, fetched = FLOAT * step.whole, 0
@@ -126,7 +126,7 @@ def partition(config: PretrainConfig, step: Imagined, world: int) -> Shares:
         weights=weights,
         fetched=fetched,
         master=FLOAT * mine,
-        moments=kept * mine,
+        moments=FLOAT * step.moments // trained * mine,  # as many of each element
         own=FLOAT * mine,
         bucket=FLOAT * bucket * doubled,
         message=message,
@@ -150,19 +150,11 @@ def _early(config: PretrainConfig, step: Imagined, own: int, bucket: int) -> lis
     return [bucket * began + own * (size > bucket) for began, size in zip(backward, ready, strict=True)]
 
 
-def _moments(config: PretrainConfig) -> int:
-    """Numbers that the optimizer remembers of each element."""
-    return 2 if config.optim.name == "adamw" else int(bool(config.optim.momentum))
-
-
 def _temporary(config: PretrainConfig, step: Imagined, shares: Shares, on: Device) -> int:
-    """Elements that an update needs for a while: on a GPU AdamW takes the roots of all second moments at once, on a CPU
-    two vectors for one tensor after the other."""
-    if config.optim.name == "sgd":
-        return 0
-    if on == "cpu":
-        return 2 * shares.updated
-    return step.trained if config.engine.zero == 0 else shares.updated
+    """Elements that an update needs for a while."""
+    whole = config.engine.zero == 0 and on == "cpu"  # one tensor after the other
+    updated = max(size for group in step.groups for size in group.sizes) if whole else shares.updated
+    return temporary(config.optim.name, config.optim.weight_decay, step.groups, updated, on == "gpu")
 
 
 def _on_host(config: PretrainConfig, shares: Shares) -> dict[str, int]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pretrain.config import PretrainConfig
 from pretrain.planning.memory import Memory, memory
-from pretrain.planning.speed import Cluster, checkpoint_bytes, speed
+from pretrain.planning.sources import Corpus
+from pretrain.planning.speed import BUS, Cluster, checkpoint_bytes, speed
 from pretrain.planning.step import entries, imagine
 from pretrain.settings import merge, parse_config
 from shards.errors import UserError
@@ -35,9 +36,10 @@ class Plan:
     Attributes:
         mfu: Model FLOPs of the step as a share of the peak.
         shards_per_rank: None where the shards are not there to be counted.
-        products, messages, data: Seconds of a step; they may overlap (`pretrain.planning.speed`).
+        products, messages, optimizer, data: Seconds of a step; they may overlap (`pretrain.planning.speed`).
         reading: Bytes/s that all ranks read.
-        checkpoint: Seconds that writing one takes, and `checkpoint_bytes` its size.
+        checkpoint: Seconds that writing one takes, and `checkpoint_bytes` its size; `stalled` seconds that training
+            waits for each.
     """
 
     world: int
@@ -47,6 +49,7 @@ class Plan:
     step: float
     products: float
     messages: float
+    optimizer: float
     data: float
     samples_per_second: float
     mfu: float
@@ -57,6 +60,7 @@ class Plan:
     reading: float
     checkpoint: float
     checkpoint_bytes: int
+    stalled: float
     shards_per_rank: float | None
 
     @property
@@ -69,19 +73,15 @@ class Plan:
         return told | {"fits": self.fits}
 
 
-def make_plan(config: PretrainConfig, vocabulary: int, cluster: Cluster, shards: int | None = None) -> Plan:
+def make_plan(config: PretrainConfig, corpus: Corpus, cluster: Cluster) -> Plan:
     """Plans a run; steps that train different objectives count by their shares, memory is that of the largest.
-
-    Args:
-        vocabulary: Tokens of the tokenizer.
-        shards: Of the data, None where that is not known.
 
     Raises:
         UserError: a batch that the ranks cannot share, or what a run would refuse of the model.
     """
     check_split(config, cluster.world)
     shares = entries(config)
-    imagined = {entry: imagine(config, vocabulary, cluster.world, entry=entry) for entry in shares}
+    imagined = {entry: imagine(config, corpus, cluster.world, entry=entry) for entry in shares}
     speeds = {entry: speed(config, step, cluster) for entry, step in imagined.items()}
     largest = max((memory(config, step, cluster.world) for step in imagined.values()), key=lambda found: found.peak)
 
@@ -90,8 +90,10 @@ def make_plan(config: PretrainConfig, vocabulary: int, cluster: Cluster, shards:
 
     seconds, batch, run = mean(lambda entry: speeds[entry].step), config.data.global_batch, config.run
     one = next(iter(imagined.values()))
-    write = checkpoint_bytes(config, one) / cluster.disk
-    total = run.steps * seconds + run.steps / run.save_every * write
+    size = checkpoint_bytes(config, one)
+    write = size / cluster.disk
+    stalled = _stalled(config, size, write, seconds)
+    total = run.steps * seconds + run.steps / run.save_every * stalled
     sent = Counter[str]()
     for entry, share in shares.items():
         sent.update({name: share * size for name, size in speeds[entry].sent.items()})
@@ -103,6 +105,7 @@ def make_plan(config: PretrainConfig, vocabulary: int, cluster: Cluster, shards:
         step=seconds,
         products=mean(lambda entry: speeds[entry].products),
         messages=mean(lambda entry: speeds[entry].messages),
+        optimizer=mean(lambda entry: speeds[entry].optimizer),
         data=mean(lambda entry: speeds[entry].data),
         samples_per_second=batch / seconds,
         mfu=mean(lambda entry: imagined[entry].model_flops) / seconds / cluster.flops,
@@ -112,9 +115,17 @@ def make_plan(config: PretrainConfig, vocabulary: int, cluster: Cluster, shards:
         gpu_hours=total / 3600 * cluster.world,
         reading=batch / seconds * cluster.sample,
         checkpoint=write,
-        checkpoint_bytes=checkpoint_bytes(config, one),
-        shards_per_rank=None if shards is None else shards / cluster.world,
+        checkpoint_bytes=size,
+        stalled=stalled,
+        shards_per_rank=None if corpus.shards is None else corpus.shards / cluster.world,
     )
+
+
+def _stalled(config: PretrainConfig, size: int, write: float, step: float) -> float:
+    """Seconds that a save holds up training: the copy to the host, and what the save before still has to write."""
+    if not config.run.async_save:
+        return write
+    return size / BUS + max(0.0, write - config.run.save_every * step)
 
 
 def check_split(config: PretrainConfig, world: int) -> None:
@@ -134,7 +145,7 @@ def check_split(config: PretrainConfig, world: int) -> None:
         raise UserError("`objectives` names none: there is nothing to plan")
 
 
-def advice(config: PretrainConfig, vocabulary: int, cluster: Cluster) -> tuple[list[str], int] | None:
+def advice(config: PretrainConfig, corpus: Corpus, cluster: Cluster) -> tuple[list[str], int] | None:
     """Settings under which a run fits that does not, as overrides, and its peak then; None if none of these do."""
     chosen: dict[str, Any] = {}
     least = math.inf
@@ -144,7 +155,7 @@ def advice(config: PretrainConfig, vocabulary: int, cluster: Cluster) -> tuple[l
         try:
             found = parse_config(PretrainConfig, merge(config.model_dump(), {"engine": chosen | change}))
             check_split(found, cluster.world)
-            peak = max(_peak(found, vocabulary, cluster.world, entry) for entry in entries(found))
+            peak = max(_peak(found, corpus, cluster.world, entry) for entry in entries(found))
         except UserError:  # this model or batch does not allow it
             continue
         if peak >= least:  # buckets of a partitioned optimizer can be larger than a small model
@@ -162,12 +173,12 @@ def _spares(config: PretrainConfig, changes: dict[str, Any]) -> bool:
     return now != value and not (isinstance(now, int) and value < now) and (name, now) != ("precision", "fp16")
 
 
-def _peak(config: PretrainConfig, vocabulary: int, world: int, entry: str) -> int:
-    return memory(config, imagine(config, vocabulary, world, entry=entry), world).peak
+def _peak(config: PretrainConfig, corpus: Corpus, world: int, entry: str) -> int:
+    return memory(config, imagine(config, corpus, world, entry=entry), world).peak
 
 
 def at_sizes(
-    config: PretrainConfig, vocabulary: int, cluster: Cluster, worlds: Sequence[int]
+    config: PretrainConfig, corpus: Corpus, cluster: Cluster, worlds: Sequence[int]
 ) -> Iterator[tuple[int, Plan]]:
     """The same run with as many pairs on each GPU, on each number of GPUs, for as many samples in all."""
     pairs, samples = config.data.global_batch // cluster.world, config.data.global_batch * config.run.steps
@@ -178,5 +189,5 @@ def at_sizes(
         changes |= {"run": {"steps": max(1, samples // (pairs * sized.world))}}
         yield (
             sized.world,
-            make_plan(parse_config(PretrainConfig, merge(config.model_dump(), changes)), vocabulary, sized),
+            make_plan(parse_config(PretrainConfig, merge(config.model_dump(), changes)), corpus, sized),
         )

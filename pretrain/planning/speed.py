@@ -1,10 +1,11 @@
 """Time of a step and what it sends: products at an assumed share of the peak, messages around a ring.
 
-    step = max(products + messages that nothing hides, decoding of the next batch)
+    step = max(products + messages that nothing hides + optimizer, decoding of the next batch)
 
 A ring of W ranks sends, from each rank, (W - 1) / W of the bytes in a reduce-scatter or an all-gather, and twice that
 in an all-reduce. Its slowest link is the GPUs' own inside a node; between nodes all GPUs of a node share its network.
 Gradients, and at stages 1 and 2 the new weights, travel when the products are done; stage 3 fetches weights meanwhile.
+The optimizer passes over memory, and Muon multiplies; on the host it has the host's memory, and a bus between.
 """
 
 import math
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from pretrain.config import PretrainConfig
 from pretrain.planning.memory import FLOAT, partition
+from pretrain.planning.optimizer import launches, passes, products
 from pretrain.planning.step import Imagined
 
 LATENCY = 10e-6
@@ -20,15 +22,18 @@ LATENCY = 10e-6
 DECODED = 1000.0
 """Images that one core decodes and resizes a second (measured: 0.98 ms each)."""
 
+HOST, BUS = 2e11, 25e9
+"""Bytes/s that a host reads from its memory and writes to it, and between it and one GPU (PCIe 4, 16 lanes)."""
+
 
 @dataclass(frozen=True)
 class Cluster:
     """What a run is planned for.
 
     Attributes:
-        flops: Of one GPU at its peak, in the run's precision.
+        flops: Of one GPU at its peak, in the run's precision, and `flops_bf16` in bfloat16.
         mfu: The share of the peak that products reach, those computed again included; an assumption.
-        memory: Bytes of one GPU.
+        memory: Bytes of one GPU, and `bandwidth` bytes/s to them.
         link: Bytes/s between GPUs of a node, and `network` out of a node, in each direction.
         disk: Bytes/s at which checkpoints are written.
         sample: Bytes of one pair in the shards.
@@ -37,8 +42,10 @@ class Cluster:
     nodes: int
     gpus: int
     flops: float
+    flops_bf16: float
     mfu: float
     memory: float
+    bandwidth: float
     link: float
     network: float
     disk: float
@@ -61,13 +68,13 @@ class Speed:
     products: float
     messages: float
     hidden: float
+    optimizer: float
     data: float
     sent: Mapping[str, float]
-    checkpoint: float
 
     @property
     def step(self) -> float:
-        return max(max(self.products, self.hidden) + self.messages, self.data)
+        return max(max(self.products, self.hidden) + self.messages + self.optimizer, self.data)
 
 
 def speed(config: PretrainConfig, step: Imagined, cluster: Cluster) -> Speed:
@@ -81,10 +88,20 @@ def speed(config: PretrainConfig, step: Imagined, cluster: Cluster) -> Speed:
         products=step.trace.flops / (cluster.flops * cluster.mfu),
         messages=sum(seconds for name, seconds in times.items() if name not in hides),
         hidden=sum(seconds for name, seconds in times.items() if name in hides),
+        optimizer=_optimizer(config, step, cluster),
         data=0.0 if config.model.vision.region else pairs / (DECODED * workers),
         sent=messages,
-        checkpoint=checkpoint_bytes(config, step) / cluster.disk,
     )
+
+
+def _optimizer(config: PretrainConfig, step: Imagined, cluster: Cluster) -> float:
+    """Seconds of an update; on the host the ranks of a node share its memory."""
+    name, parts = config.optim.name, cluster.world if config.engine.zero else 1
+    moved = FLOAT * passes(name, step.groups) / parts
+    if config.engine.offload != "none":
+        return moved * cluster.gpus / HOST + 2 * FLOAT * step.trained / parts / BUS
+    working = moved / cluster.bandwidth + products(step.groups) / (cluster.flops_bf16 * cluster.mfu)
+    return max(working, launches(name, step.groups))
 
 
 def sent(config: PretrainConfig, step: Imagined, world: int) -> dict[str, float]:
@@ -113,7 +130,8 @@ def _time(config: PretrainConfig, name: str, size: float, step: Imagined, cluste
 
 
 def checkpoint_bytes(config: PretrainConfig, step: Imagined) -> int:
-    """Weights, their average, and for resuming the weights and moments as DeepSpeed has them and whole."""
-    moments = 2 if config.optim.name == "adamw" else int(bool(config.optim.momentum))
-    copies = 1 + bool(config.optim.ema)
-    return FLOAT * (copies * (step.whole + step.copies) + step.trained * (1 + 2 * moments)) + step.buffers
+    """Weights, as DeepSpeed has them (but at stage 3), as its optimizer has them (but at stage 0) and their average;
+    moments as DeepSpeed has them and whole."""
+    zero = config.engine.zero
+    copies = 1 + (zero < 3) + (zero > 0) + bool(config.optim.ema)
+    return copies * step.saved + 2 * FLOAT * step.moments

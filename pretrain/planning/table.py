@@ -32,6 +32,7 @@ def speed_table(plan: Plan, cluster: Cluster) -> Table:
         "time": f"{plan.step:.3f} s",
         f"products at {cluster.mfu:.0%} of the peak": f"{plan.products:.3f} s",
         "messages that nothing hides": f"{plan.messages:.3f} s",
+        "optimizer": f"{plan.optimizer:.3f} s",
         "decoding": f"{plan.data:.3f} s",
         **{f"sent: {name}": f"{gigabytes(size)} GB" for name, size in plan.sent.items()},
         "samples/s": f"{plan.samples_per_second:,.0f}",
@@ -39,6 +40,7 @@ def speed_table(plan: Plan, cluster: Cluster) -> Table:
         "read from shards": f"{plan.reading / 1e6:,.0f} MB/s",
         "shards per rank": "not known" if plan.shards_per_rank is None else f"{plan.shards_per_rank:,.1f}",
         "checkpoint": f"{gigabytes(plan.checkpoint_bytes)} GB in {plan.checkpoint:.0f} s",
+        "a checkpoint holds up training": f"{plan.stalled:.1f} s",
         f"{plan.steps:,} steps": f"{plan.days:,.2f} days, {plan.gpu_hours:,.0f} GPU-hours",
     }
     for name, value in rows.items():
@@ -49,7 +51,7 @@ def speed_table(plan: Plan, cluster: Cluster) -> Table:
 def scaling_table(plans: Iterable[tuple[int, Plan]]) -> Table:
     """The same work on more GPUs; efficiency is samples/s of a GPU beside the first row's."""
     table = Table(title="as many pairs on each GPU, as many samples in all", title_justify="left")
-    for name in ("GPUs", "batch", "step s", "samples/s", "efficiency", "sent GB", "memory GB", "days", "GPU-hours"):
+    for name in ("GPUs", "batch", "step s", "samples /s", "effi- ciency", "sent GB", "memory GB", "days", "GPU hours"):
         table.add_column(name, justify="right")
     first = None
     for world, plan in plans:

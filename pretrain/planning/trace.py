@@ -104,11 +104,12 @@ class Recorder(TorchDispatchMode):
 
     Args:
         shadows: Fake tensors with their values, as far as those decide shapes.
+        groups: How many different groups the pairs of all ranks can have.
     """
 
-    def __init__(self, shadows: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+    def __init__(self, shadows: Iterable[tuple[Tensor, Tensor]] = (), groups: int = 0) -> None:
         super().__init__()
-        self.trace, self.now = Trace(), 0
+        self.trace, self.now, self._groups = Trace(), 0, groups
         self._pieces = WeakIdKeyDictionary()
         self._shadows = WeakIdKeyDictionary()
         for fake, real in shadows:
@@ -132,7 +133,12 @@ class Recorder(TorchDispatchMode):
             return self._message(func, args, kwargs)
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._value(args[0])
-        if func is torch.ops.aten.nonzero.default:
+        if func is torch.ops.aten.equal.default:
+            return True  # nothing but an assertion asks
+        output: Any
+        if func is torch.ops.aten._unique2.default:  # every pair of all ranks has a group of its own
+            output = tuple(torch.empty(min(self._groups, args[0].numel()), dtype=torch.int64) for _ in range(3))
+        elif func is torch.ops.aten.nonzero.default:
             output = torch.empty((self._chosen(args[0]), args[0].ndim), dtype=torch.int64, device=args[0].device)
         else:
             output = func(*self._counted(func, args), **kwargs)
@@ -149,6 +155,9 @@ class Recorder(TorchDispatchMode):
         name = func._overloadpacket.__name__.strip("_")
         inputs = args[1] if name.startswith("allgather") else args[0]
         self.trace.sent[name] += sum(t.nbytes for t in tree_leaves(inputs) if isinstance(t, Tensor))
+        if name == "allgather" and args[1][0] in self._shadows:
+            for part in args[0][0]:
+                self._shadows[part] = self._shadows[args[1][0]]  # the ranks' batches are alike
         return func(*args, **kwargs)
 
     def _value(self, tensor: Tensor) -> Any:
@@ -192,13 +201,14 @@ class Recorder(TorchDispatchMode):
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if not isinstance(output, Tensor):
             return
-        if (value := _constant(func, args)) is not None and not output.is_floating_point():
+        known = all(x in self._shadows or not isinstance(x, FakeTensor) for x in inputs)
+        if (value := _constant(func, args, known)) is not None and not output.is_floating_point():
             with _disable_current_modes():
                 self._shadows[output] = torch.full(output.shape, value, dtype=output.dtype)
             return
         if not inputs and output.is_floating_point():
             return
-        if not all(x in self._shadows or not isinstance(x, FakeTensor) for x in inputs):
+        if not known:
             self._shadows.pop(output, None)  # written into, and no longer known
             return
         real_args, real_kwargs = tree_map_only(Tensor, lambda x: self._shadows.get(x, x), (args, kwargs))
@@ -206,13 +216,13 @@ class Recorder(TorchDispatchMode):
             self._shadows[output] = func(*real_args, **real_kwargs)
 
 
-def _constant(func: Any, args: Any) -> float | None:
+def _constant(func: Any, args: Any, known: bool) -> float | None:
     """What an operator fills its output with, whatever its inputs hold; None for one that does not.
 
     Which negative is drawn nobody knows, and it does not matter: the texts of the largest batch are equally long.
     """
     name = func._overloadpacket.__name__.removeprefix("new_").removesuffix("_like")
-    if name in ("ones", "zeros", "searchsorted"):
+    if name in ("ones", "zeros") or (name == "searchsorted" and not known):
         return float(name == "ones")
     return args[-1] if name == "full" and isinstance(args[-1], int | float) else None
 

@@ -1,8 +1,8 @@
 """Not a test: takes three steps of each case and tells the most that the tensors of one rank held at a time.
 
-python -m tests.pretrain.memory measure ZERO ...           as one process or as the ranks of a group
-python -m tests.pretrain.memory plan WORLD ZERO ...        what `pretrain plan` reckons for the same
-The last line on stdout is one JSON object: case-zero -> bytes held at the peak, and bytes that one step hands to each
+python -m tests.pretrain.memory measure CASE-ZERO ...           as one process or as the ranks of a group
+python -m tests.pretrain.memory plan WORLD CASE-ZERO ...        what `pretrain plan` reckons for the same
+The last line on stdout is one JSON object: CASE-ZERO -> bytes held at the peak, and bytes that one step hands to each
 kind of collective.
 """
 
@@ -24,8 +24,10 @@ from torch.utils._pytree import tree_leaves
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.engine import Engine, start_process_group
+from pretrain.optim import freeze
 from pretrain.planning.batch import largest_batch
 from pretrain.planning.memory import memory
+from pretrain.planning.sources import Corpus
 from pretrain.planning.speed import sent
 from pretrain.planning.step import imagine
 from pretrain.settings import merge, parse_config
@@ -56,12 +58,23 @@ UNITER = merge(
     },
 )
 DUAL = merge(ALBEF, {"model": {"fusion": {"trunk": "none"}}, "objectives": {"itm": None, "mlm": None}})
+MUON = merge(
+    DUAL,
+    {
+        "model": {"vision": {"options": {"embed_dim": 384}}},
+        "data": {"global_batch": 2, "max_tokens": 8},
+        "optim": {"name": "muon", "by_adamw": ["model.image_projection."]},
+    },
+)
+BANK = merge(DUAL, {"objectives": {"itc": None, "bank": {"soft": 0.1}}, "optim": {"freeze": ["model.text."]}})
 ALLOCATION = torch._C._profiler._EventType.Allocation
-CASES: dict[str, dict[str, Any]] = {"albef": ALBEF, "uniter": UNITER, "dual": DUAL}
+CASES: dict[str, dict[str, Any]] = {"albef": ALBEF, "uniter": UNITER, "dual": DUAL, "muon": MUON, "bank": BANK}
+CELLS = [f"{case}-{zero}" for case in ("albef", "uniter", "dual") for zero in range(4)] + ["muon-0", "bank-0", "bank-2"]
+CORPUS = Corpus(VOCABULARY, bank=(3000, 700))
 
 
-def configuration(case: str, zero: int, **changes: Any) -> PretrainConfig:
-    return parse_config(PretrainConfig, merge(merge(CASES[case], {"engine": {"zero": zero}}), changes))
+def configuration(case: str, zero: str) -> PretrainConfig:
+    return parse_config(PretrainConfig, merge(CASES[case], {"engine": {"zero": int(zero)}}))
 
 
 class Handed(TorchDispatchMode):
@@ -98,13 +111,23 @@ def measured(config: PretrainConfig) -> dict[str, Any]:
     batch = largest_batch(config, config.data.global_batch // distributed.world())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, Handed() as handed:
         torch.manual_seed(0)
-        engine = Engine(Task(config.model, config.objectives, VOCABULARY), config)
+        engine = Engine(ready(config), config)
         batch = batch.each(lambda x: x.clone())
         for _ in range(3):
             handed.bytes.clear()
             engine.step(batch, lr=1e-3)
     gc.enable()
     return {"peak": most_held(profiler, handed.released), "handed": dict(handed.bytes)}
+
+
+def ready(config: PretrainConfig) -> Task:
+    """With its bank filled, as a run's."""
+    task = Task(config.model, config.objectives, VOCABULARY)
+    freeze(task, config.optim.freeze)
+    if "bank" in task.objectives:
+        texts, groups = CORPUS.bank
+        task.objectives["bank"].fill(torch.randn(texts, task.model.text.width), torch.arange(texts) % groups)
+    return task
 
 
 def most_held(profiler: Any, released: list[tuple[int, int, int]]) -> int:
@@ -138,7 +161,7 @@ def tree(profiler: Any) -> Iterator[Any]:
 
 def planned(config: PretrainConfig, world: int) -> dict[str, Any]:
     """The same figures without taking a step; what each collective is handed follows from what a ring sends."""
-    step, share = imagine(config, VOCABULARY, world, on="cpu"), (world - 1) / world
+    step, share = imagine(config, CORPUS, world, on="cpu"), (world - 1) / world
     peak = memory(config, step, world, on="cpu").peak
     if world == 1:
         return {"peak": peak, "handed": {}}
@@ -152,8 +175,8 @@ def planned(config: PretrainConfig, world: int) -> dict[str, Any]:
     return {"peak": peak, "handed": dict(handed)}
 
 
-def each(stages: list[str], find: Callable[[PretrainConfig], dict[str, Any]]) -> None:
-    found = {f"{case}-{zero}": find(configuration(case, int(zero))) for case in CASES for zero in stages}
+def each(cells: list[str], find: Callable[[PretrainConfig], dict[str, Any]]) -> None:
+    found = {cell: find(configuration(*cell.split("-"))) for cell in cells}
     if distributed.rank() == 0:
         print(json.dumps(found), flush=True)
 

@@ -17,7 +17,7 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.fetching import fetch_weights
 from pretrain.models.config import VisionConfig
 from pretrain.models.vision import ImageEncoder
-from pretrain.planning.sources import read_vocabulary
+from pretrain.planning.sources import Corpus, read_vocabulary
 from pretrain.planning.step import imagine
 from pretrain.settings import load_config
 from pretrain.task import Task, outline
@@ -188,7 +188,7 @@ def test_a_checkpoint_brings_its_own_tokenizer(server, configure):
 def test_a_plan_fetches_nothing(server, configure):
     plain, config = configure(), configure(*HUB_IDS[1:3], "data.tokenizer=hf:ada/words")
     expected = [p.numel() for p in outline(plain.model, plain.objectives, VOCABULARY).parameters()]
-    assert sum(imagine(config, VOCABULARY).elements) == sum(expected)
+    assert sum(imagine(config, Corpus(VOCABULARY)).elements) == sum(expected)
     with pytest.raises(UserError, match=r"`data\.tokenizer` \(=hf:ada/words\) is not here"):
         read_vocabulary(config, None)
     assert server.requests == []
