@@ -16,7 +16,7 @@ from finetune.candidates import top
 from finetune.ranking import Ranked
 from finetune.recall import Indices, Recall, Scores, best_positive, chunks, is_positive, reranked_ranks
 from finetune.results import Analysis, Confusion, Histogram, RerankPoint, WordMiss
-from finetune.retrieval import RetrievalSet
+from finetune.retrieval import Fold, RetrievalSet
 from finetune.score import Similarity
 from shards.errors import UserError
 
@@ -42,7 +42,7 @@ def analyse(
         confusions_i2t=confusions(data, i2t, groups) if groups else [],
         confusions_t2i=confusions(data, t2i, groups) if groups else [],
         rerank=rerank_curve(similarity, i2t, t2i),
-        histogram=histogram(similarity.by_image_IT, data.image_T, score),
+        histogram=histogram(similarity.by_image_IT, data.image_T, [fold.side.fold for fold in i2t], score),
     )
 
 
@@ -134,12 +134,16 @@ def _with_fewer(similarity: Similarity, fold: Ranked, k: int) -> tuple[Indices, 
     return ranks.pessimistic, float(is_positive(candidates_Qk, positives).any(1).mean())
 
 
-def histogram(similarity_IT: Scores, image_T: Indices, score: Literal["itc", "itm"]) -> Histogram:
-    """Shares of the right and of the wrong pairs in equal bins from the lowest to the highest score."""
-    edges = np.linspace(similarity_IT.min(), similarity_IT.max(), BINS + 1)
+def histogram(
+    similarity_IT: Scores, image_T: Indices, folds: Sequence[Fold], score: Literal["itc", "itm"]
+) -> Histogram:
+    """Shares of the right and the wrong pairs that folds rank, in equal bins from the lowest to the highest score."""
+    parts = [similarity_IT[fold.images, fold.texts] for fold in folds]
+    edges = np.linspace(min(part.min() for part in parts), max(part.max() for part in parts), BINS + 1)
     every, right = np.zeros(BINS), _binned(similarity_IT[image_T, np.arange(len(image_T))], edges)
-    for rows in chunks(*similarity_IT.shape):
-        every += _binned(similarity_IT[rows], edges)
+    for part in parts:
+        for rows in chunks(*part.shape):
+            every += _binned(part[rows], edges)
     wrong = every - right
     return Histogram(
         score=score,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from finetune.commands.evaluate import evaluate
+from finetune.commands.hash import hash_head
 from finetune.commands.publish import publish
 from finetune.commands.reproduce import reproduce
 from finetune.commands.score import score
@@ -34,6 +35,7 @@ app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(report)
 app.command(no_args_is_help=True)(reproduce)
 app.command(no_args_is_help=True)(score)
+app.command("hash", no_args_is_help=True)(hash_head)
 app.command(no_args_is_help=True)(index)
 app.command(no_args_is_help=True)(search)
 app.command(no_args_is_help=True)(serve)

@@ -11,7 +11,7 @@ from finetune import facts
 from finetune.analysis import analyse, groups_of
 from finetune.bootstrap import intervals
 from finetune.compatibility.material import Material
-from finetune.compatibility.modes import check_captions, run_modes
+from finetune.compatibility.modes import asks_whole, check_captions, run_modes
 from finetune.examples import collect_examples
 from finetune.extended import extended, fits, installed, load_ground_truth
 from finetune.facts import Labels
@@ -19,7 +19,7 @@ from finetune.query_ranks import QueryRanks, digest
 from finetune.ranking import Ranked, ScoreName, Side, rank
 from finetune.recall import Indices, Ranks, Recall, Scores, tied_fraction
 from finetune.results import AsPrinted, Direction, Extended, FirstStage, Protocol, Results, RSum
-from finetune.retrieval import RetrievalSet
+from finetune.retrieval import Fold, RetrievalSet
 from finetune.score import Batching, Scorer, Similarity
 from pretrain.checkpoint import Checkpoint
 from shards.errors import UserError
@@ -129,7 +129,7 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
             f"`--compat` (={options.compat[0]}) is for models that compare one vector a side; this one compares "
             f"{scorer.kind} (`objectives.itc.similarity`)"
         )
-    similarity, logit_IT = _score(scorer, options)
+    similarity, logit_IT = _score(scorer, folds, options)
     sides = [Side(fold, by_image=True) for fold in folds] + [Side(fold, by_image=False) for fold in folds]
     ranked = rank(scorer, similarity, sides, options.rerank, options.score)
     i2t, t2i = ranked[: len(folds)], ranked[len(folds) :]
@@ -160,11 +160,12 @@ def evaluate(checkpoint: Checkpoint, data: RetrievalSet, labels: Labels, options
     return Measurement(results, ranks)
 
 
-def _score(scorer: Scorer, options: Options) -> tuple[Similarity, Scores | None]:
-    """The first score of all pairs, and the logit of a match of all where they are matched."""
+def _score(scorer: Scorer, folds: Sequence[Fold], options: Options) -> tuple[Similarity, Scores | None]:
+    """The first score of all pairs, and the logit of a match where they are matched: of those inside folds alone,
+    unless a published evaluator wants all."""
     if not options.every_pair:
         return scorer.similarity(), None
-    log_odds_IT, logit_IT = scorer.every_pair()
+    log_odds_IT, logit_IT = scorer.every_pair(scorer.data.folds(1) if asks_whole(options.compat) else folds)
     return Similarity.both(log_odds_IT), logit_IT
 
 

@@ -3,21 +3,18 @@
 Shapes: I images, U distinct texts, B of a block, N image tokens, L text tokens, E embedding size.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.models.build import DuoModel
 from pretrain.models.interface import Encoded
+from pretrain.objectives.config import SimilarityKind
 from pretrain.objectives.late_interaction import query_maximum, token_maximum
-
-Kind = Literal["pooled", "tokens", "queries"]
 
 
 @torch.no_grad()
-def block_similarity(kind: Kind, model: DuoModel, image: Encoded, text: Encoded) -> Tensor:
+def block_similarity(kind: SimilarityKind, model: DuoModel, image: Encoded, text: Encoded) -> Tensor:
     """Image against text and text against image, float32 [2, B images, B texts] on the CPU; of `queries` both agree."""
     image_BNE = F.normalize(model.image_projection(image.tokens_BTD), dim=-1)
     if kind == "queries":

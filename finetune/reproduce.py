@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from finetune.compatibility.modes import MODES
+from finetune.compatibility.modes import asks_whole
 from finetune.evaluate import DATASETS, choose_every_pair, choose_rerank, matches, shares
 from finetune.measure import Request, choose_device, measure
 from finetune.published import Reproduction, published_results, reproductions
@@ -146,16 +146,13 @@ def plan(asked: Asked) -> Plan:
     rerank = choose_rerank(asked.rerank if recipe.every_pair else 0, checkpoint, every_pair)
     data = RetrievalSet.from_source(source, cast(Literal["all", "first5"], recipe.captions))
     speed = probe(checkpoint, data, choose_device(asked.device))
-    pairs = len(datasets) * _pairs(data, rerank, every_pair)
+    pairs = sum(_pairs(data, rerank, DATASETS[name][1] if every_pair else None) for name in datasets)
     ranks = world_from_environment()
     return Plan(recipe, datasets, annotations, checkpoint, data, rerank, every_pair, pairs, speed, ranks)
 
 
 def carry_out(asked: Asked, planned: Plan) -> list[Results]:
     """Measures each row into `out`/DATASET.json."""
-    compat = planned.recipe.compat
-    needs = MODES[compat].needs if compat else ""
-    usable = compat and (needs != "every pair" or planned.every_pair)
     request = Request(
         ckpt=planned.checkpoint.path,
         annotations=planned.annotations,
@@ -166,7 +163,7 @@ def carry_out(asked: Asked, planned: Plan) -> list[Results]:
         every_pair=planned.every_pair,
         score="itm",
         captions=cast(Literal["all", "first5"], planned.recipe.captions),
-        compat=(compat,) if usable else (),
+        compat=(),
         compat_images=None,
         group_by=None,
         name=f"{planned.recipe.system}, measured",
@@ -177,9 +174,21 @@ def carry_out(asked: Asked, planned: Plan) -> list[Results]:
         command=asked.command,
     )
     return [
-        measure(replace(request, dataset=dataset), asked.out / f"{dataset}.json", overwrite=True)
+        measure(
+            replace(request, dataset=dataset, compat=_compat(planned, dataset)),
+            asked.out / f"{dataset}.json",
+            overwrite=True,
+        )
         for dataset in planned.datasets
     ]
+
+
+def _compat(planned: Plan, dataset: str) -> tuple[str, ...]:
+    """The recipe's mode; one that reads every pair stands beside the row of the whole set, where every pair is read."""
+    compat = planned.recipe.compat
+    if not compat or (asks_whole([compat]) and not (planned.every_pair and DATASETS[dataset][1] == 1)):
+        return ()
+    return (compat,)
 
 
 def probe(checkpoint: Checkpoint, data: RetrievalSet, device: str) -> Speed:
@@ -234,9 +243,12 @@ def _datasets(recipe: Reproduction, data: str, images: int) -> tuple[str, ...]:
     return datasets
 
 
-def _pairs(data: RetrievalSet, rerank: int, every_pair: bool) -> int:
-    images, texts = len(data.keys), len(data.texts)
-    return images * texts if every_pair else rerank * (images + texts)
+def _pairs(data: RetrievalSet, rerank: int, folds: int | None) -> int:
+    """Those of every image with every text of its fold, or of k candidates where `folds` is None."""
+    if folds is None:
+        return rerank * (len(data.keys) + len(data.texts))
+    parts = data.folds(folds)
+    return sum(len(data.keys[fold.images]) * len(data.texts[fold.texts]) for fold in parts)
 
 
 def _pretraining_data(system: str) -> str:

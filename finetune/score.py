@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.late import Kind, block_similarity
+from finetune.late import block_similarity
 from finetune.recall import Indices, Scores
-from finetune.retrieval import RetrievalSet
+from finetune.retrieval import Fold, RetrievalSet
 from pretrain import distributed
 from pretrain.checkpoint import Checkpoint
 from pretrain.data.images import evaluation_images
 from pretrain.data.regions import stack_rows
 from pretrain.models.interface import Encoded, Fused, TextInput
+from pretrain.objectives.config import SimilarityKind
 from pretrain.objectives.itm import ITM
 from pretrain.objectives.pollution import Pollution
 from shards.console import progress
@@ -135,7 +136,7 @@ class Scorer:
         return Similarity(*self._late_similarity().numpy()[:, :, self.distinct_T])
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> SimilarityKind:
         """What is compared: one vector a side (`pooled`), or tokens."""
         itc = self.checkpoint.config.objectives.itc
         return "pooled" if itc is None else itc.similarity
@@ -157,21 +158,32 @@ class Scorer:
         return _summed(found_2IU)
 
     @torch.inference_mode()
-    def every_pair(self) -> tuple[Scores, Scores]:
-        """The log-odds, and the logit of a match alone, of every image with every text, each float32 [I, T].
+    def every_pair(self, folds: Sequence[Fold]) -> tuple[Scores, Scores]:
+        """The log-odds, and the logit of a match alone, of every image with every text of its fold, each float32
+        [I, T]; NaN elsewhere.
 
         For models that have nothing else, and for protocols that want it: 5,000 x 25,010 pairs are days on one CPU.
         """
-        images, texts = len(self.data.keys), len(self._distinct)
-        scores_IUH = torch.zeros(images, texts, 2)
+        scores_HIT = np.full((2, len(self.data.keys), len(self.data.texts)), np.nan, np.float32)
+        galleries = [np.unique(self.distinct_T[fold.texts], return_inverse=True) for fold in folds]
+        pairs = sum(
+            len(self.data.keys[fold.images]) * len(own) for fold, (own, _) in zip(folds, galleries, strict=True)
+        )
+        with _progress("match every pair", pairs) as advance:
+            for fold, (text_U, place_T) in zip(folds, galleries, strict=True):
+                scores_HIU = self._whole_block(np.arange(fold.images.start, fold.images.stop), text_U, advance)
+                scores_HIT[:, fold.images, fold.texts] = scores_HIU[:, :, place_T]
+        return scores_HIT[0], scores_HIT[1]
+
+    def _whole_block(self, image_I: Indices, text_U: Indices, advance: Callable[[int], None]) -> Scores:
+        """Log-odds and logit of these images with these distinct texts, float32 [2, I, U]."""
         heads = (self._head.score, self._head.match_logit)
-        with _progress("match every pair", images * texts) as advance:
-            for block in _own(list(_parts(np.arange(images), self.batching.images))):
-                image_P, text_P = np.repeat(block, texts), np.tile(np.arange(texts), len(block))
-                scores_PH = self._match_block(image_P, text_P, heads, advance)
-                scores_IUH[block] = scores_PH.reshape(len(block), texts, 2)
-        log_odds_IU, logit_IU = _summed(scores_IUH).numpy().transpose(2, 0, 1)
-        return log_odds_IU[:, self.distinct_T], logit_IU[:, self.distinct_T]
+        scores_IUH = torch.zeros(len(image_I), len(text_U), 2)
+        for block in _own(list(_parts(np.arange(len(image_I)), self.batching.images))):
+            image_P, text_P = np.repeat(image_I[block], len(text_U)), np.tile(text_U, len(block))
+            scores_PH = self._match_block(image_P, text_P, heads, advance)
+            scores_IUH[block] = scores_PH.reshape(len(block), len(text_U), 2)
+        return _summed(scores_IUH).numpy().transpose(2, 0, 1)
 
     @property
     def _head(self) -> ITM | Pollution:

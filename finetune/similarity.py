@@ -3,10 +3,8 @@
 Shapes: N samples, B of a batch, T texts of the batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +12,13 @@ import pyarrow.parquet as pq
 
 from finetune.measure import choose_device
 from finetune.search.encoder import Encoder, embeddings
+from finetune.sound import sound_parts
 from pretrain.checkpoint import load_checkpoint
-from shards.console import Progress, progress
-from shards.errors import DamagedSample
 from shards.reader import ShardSet
 from shards.sample import Sample
 from shards.storage import write_atomically
 
 BATCH = 64
-SAID = 5  # damaged samples that are named
 
 
 @dataclass(frozen=True)
@@ -48,19 +44,14 @@ def score_shards(ckpt: str, shards: ShardSet, device: str | None = None) -> Scor
         DamagedSample: no sample at all could be read.
     """
     encoder = Encoder(load_checkpoint(ckpt), choose_device(device))
-    indices: list[int] = []
-    parts: list[np.ndarray] = []
-    with progress(f"score {shards.name}", len(shards)) as bar:
-        tell = _few(bar)
-        for start in range(0, len(shards), BATCH):
-            batch = range(start, min(start + BATCH, len(shards)))
-            for sound in _sound(encoder, shards, batch, tell):
-                indices.extend(sound.indices)
-                parts.append(sound.similarity_B)
-            bar.advance(len(batch))
-    if not indices:
-        raise DamagedSample(f"none of the {len(shards)} samples of {shards.name} could be read")
-    return Scored(np.array(indices, np.int64), np.concatenate(parts), len(shards) - len(indices))
+    parts = list(
+        sound_parts(
+            f"score {shards.name}", shards, range(len(shards)), BATCH, lambda samples: best_similarity(encoder, samples)
+        )
+    )
+    indices = [index for part in parts for index in part.indices]
+    similarity_N = np.concatenate([part.made for part in parts])
+    return Scored(np.array(indices, np.int64), similarity_N, len(shards) - len(indices))
 
 
 def best_similarity(encoder: Encoder, samples: list[Sample]) -> np.ndarray:
@@ -86,26 +77,3 @@ def write_scores(shards: ShardSet, scored: Scored, out: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_atomically(out, sink.getvalue().to_pybytes())
-
-
-class _Part(NamedTuple):
-    indices: list[int]
-    similarity_B: np.ndarray
-
-
-def _sound(encoder: Encoder, shards: ShardSet, batch: Sequence[int], tell: Callable[[str], None]) -> Iterator[_Part]:
-    """The batch in one piece; if a sample of it is damaged, one by one without it."""
-    try:
-        yield _Part(list(batch), best_similarity(encoder, [shards[index] for index in batch]))
-    except DamagedSample as error:
-        if len(batch) == 1:
-            tell(f"left out: sample {batch[0]}: {error}")
-            return
-        for index in batch:
-            yield from _sound(encoder, shards, [index], tell)
-
-
-def _few(bar: Progress) -> Callable[[str], None]:
-    """Says the first lines and keeps the rest to itself."""
-    left = iter(range(SAID))
-    return lambda line: bar.say(line) if next(left, None) is not None else None

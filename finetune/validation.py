@@ -44,7 +44,7 @@ def open_validation(
 def rsum(checkpoint: Checkpoint, data: RetrievalSet, rerank: int, every_pair: bool, device: str = "cpu") -> float:
     """The headline of `finetune evaluate` alone: pessimistic ties, both directions. Every rank calls it."""
     scorer, fold = Scorer(checkpoint, data, device), data.folds(1)[0]
-    similarity = Similarity.both(scorer.every_pair()[0]) if every_pair else scorer.similarity()
+    similarity = Similarity.both(scorer.every_pair(data.folds(1))[0]) if every_pair else scorer.similarity()
     sides = [Side(fold, by_image=True), Side(fold, by_image=False)]
     ranked = rank(scorer, similarity, sides, rerank, "itm")
     return sum(Recall.of(side.ranks.pessimistic).sum for side in ranked)

@@ -24,7 +24,7 @@ from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.ema import Ema
 from pretrain.flops import count_uncompiled, counted_as
 from pretrain.host import on_host
-from pretrain.machine import alone, join_again, repeat_exactly, share_cores, wait_for_gloo
+from pretrain.machine import alone, join_again, keep_memory, repeat_exactly, share_cores, wait_for_gloo
 from pretrain.optim import build_optimizer, remembered, set_lr
 from pretrain.precision import LossScale
 from pretrain.randomness import random_state, restore_random_state
@@ -60,6 +60,7 @@ def start_process_group() -> torch.device:
         share_cores()
     device = torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
     if device.type == "cpu":
+        keep_memory()
         repeat_exactly()
     else:
         accelerator.set_device(device.index)

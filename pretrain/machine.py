@@ -1,6 +1,7 @@
 """What a rank makes of the machine it runs on: its group of one, its cores, and gloo's threads at the end."""
 
 import contextlib
+import ctypes
 import os
 import socket
 import time
@@ -11,6 +12,8 @@ import torch.distributed as dist
 
 LAST_SECONDS = 10.0
 """Longest wait, at the end of a process, for threads that finish a collective."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's malloc.h."""
 
 
 def world_from_environment() -> int:
@@ -73,3 +76,18 @@ def share_cores() -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if local > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+
+
+def keep_memory() -> None:
+    """Keeps what tensors on the CPU release for those of the next step.
+
+    glibc hands large blocks back to the system at once, which then clears each page anew: up to half of a step's time.
+    `MALLOC_MMAP_MAX_` and `MALLOC_TRIM_THRESHOLD_` in the environment are left as they are, as are other allocators.
+    """
+    for option, value, variable in (
+        (M_MMAP_MAX, 0, "MALLOC_MMAP_MAX_"),
+        (M_TRIM_THRESHOLD, -1, "MALLOC_TRIM_THRESHOLD_"),
+    ):
+        if variable not in os.environ:
+            with contextlib.suppress(AttributeError):  # a C library without it
+                ctypes.CDLL(None).mallopt(option, value)

@@ -15,7 +15,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from shards.errors import DamagedSample
-from shards.sample import Sample
+from shards.sample import Encoded, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -41,12 +41,13 @@ class ImageTooLarge(DamagedSample):
     """The image has more pixels than the limit."""
 
 
-def image_size(image: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(image: Encoded, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height from the header, as stored.
 
     Raises:
         DamagedSample: there is no readable header of a known type; ImageTooLarge: the limit.
     """
+    image = bytes(image)
     try:
         if header := _jpeg_header(image):
             return _within(header[1], header[0], max_pixels)
@@ -65,12 +66,13 @@ def sample_size(sample: Sample) -> tuple[int, int]:
     return int(sample.metadata["width"]), int(sample.metadata["height"])
 
 
-def decode_image(image: bytes, extension: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(image: Encoded, extension: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes one image to pixels_HWC, uint8 RGB.
 
     Raises:
         DamagedSample: bytes that are no image of a known type, or end early; ImageTooLarge: the limit.
     """
+    image = bytes(image)
     try:
         if extension in {"jpg", "jpeg"} and not _needs_pillow(image, max_pixels):
             return simplejpeg.decode_jpeg(image, colorspace="RGB")
@@ -129,8 +131,9 @@ def _jpeg_header(image: bytes) -> tuple[int, int, str, str] | None:
     return header
 
 
-def open_image(image: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(image: Encoded, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Pillow's image with its header read, not its pixels. Raises ImageTooLarge, and what Pillow raises."""
+    image = bytes(image)
     if image[8:12] == b"WEBP":  # Its decoder takes memory for the canvas as soon as it is opened.
         _within(*_webp_size(image), max_pixels)
     try:

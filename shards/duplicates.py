@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from shards.decode import open_image
+from shards.sample import Encoded
 
 Signature = tuple[int, int]
 """128 bits as two unsigned 64-bit numbers."""
@@ -20,13 +21,13 @@ _FLAT = 16
 """Grey levels; below this range the signs of differences are noise, and such images are not compared."""
 
 
-def exact_signature(image: bytes) -> Signature:
+def exact_signature(image: Encoded) -> Signature:
     """128 bits of the sha256 of the encoded image."""
     digest = hashlib.sha256(image).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
 
 
-def near_signature(image: bytes) -> Signature | None:
+def near_signature(image: Encoded) -> Signature | None:
     """The difference hash; None for images that are nearly of one grey, or cannot be decoded."""
     try:
         with open_image(image) as opened:

@@ -61,16 +61,22 @@ class LocalFiles:
         return read_index(self.folder / entry.index_name)
 
     def tar(self, entry: ShardEntry) -> Tar:
-        return _LocalTar(self.folder / entry.name)
+        return LocalTar(self.folder / entry.name)
 
 
-class _LocalTar:
+class LocalTar:
+    """An open file."""
+
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, start: int, size: int) -> bytes:
         return os.pread(self.descriptor, size, start)
+
+    def read_into(self, start: int, view: memoryview) -> int:
+        """Fills `view`; returns how many bytes there were. A file that is cut meanwhile is no fault, unlike a map."""
+        return os.preadv(self.descriptor, [view], start)
 
 
 class RemoteFiles:

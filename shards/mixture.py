@@ -46,9 +46,9 @@ class Schedule:
         for source, share in enumerate(self.shares):
             self.before_P[self.source_P == source] = np.arange(share)
 
-    def turns(self, positions: range) -> tuple[np.ndarray, np.ndarray]:
-        """Sources_N and turns_N, int64, of consecutive positions."""
-        positions_N = np.arange(positions.start, positions.stop, dtype=np.int64)
+    def turns(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sources_N and turns_N, int64, of any positions."""
+        positions_N = np.asarray(positions, dtype=np.int64)
         periods_N, places_N = np.divmod(positions_N, self.period)
         sources_N = self.source_P[places_N]
         return sources_N, periods_N * np.array(self.shares)[sources_N] + self.before_P[places_N]
@@ -123,14 +123,13 @@ class Mixture:
         """Positions of an epoch."""
         return sum(order.samples for order in self.orders)
 
-    def due(self, positions: range) -> list[tuple[Turn, int]]:
-        """The turn and the sample index of each of consecutive positions."""
+    def due(self, positions: Sequence[int] | np.ndarray) -> list[tuple[Turn, int]]:
+        """The turn and the sample index of each of any positions; for many at once it takes much less time each."""
         sources_N, turns_N = self.schedule.turns(positions)
         indices_N = np.empty_like(turns_N)
         for source in np.unique(sources_N):
             chosen_N = sources_N == source
-            own = turns_N[chosen_N]  # consecutive, since the positions are
-            indices_N[chosen_N] = self.orders[source].indices(range(int(own[0]), int(own[-1]) + 1))
+            indices_N[chosen_N] = self.orders[source].indices(turns_N[chosen_N])
         return list(zip(map(Turn, sources_N.tolist(), turns_N.tolist()), indices_N.tolist(), strict=True))
 
     def epoch(self, turn: Turn) -> int:

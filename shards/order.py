@@ -44,16 +44,14 @@ class Order:
         """The epoch that `position` of the endless sequence falls in."""
         return position // self.samples
 
-    def indices(self, positions: range) -> np.ndarray:
-        """Sample indices_N, int64, of consecutive positions, which may straddle epochs."""
-        parts = []
-        start = positions.start
-        while start < positions.stop:
-            epoch, offset = divmod(start, self.samples)
-            count = min(positions.stop - start, self.samples - offset)
-            parts.append(self._in_epoch(epoch, np.arange(offset, offset + count)))
-            start += count
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    def indices(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Sample indices_N, int64, of any positions, which may straddle epochs."""
+        epochs_N, offsets_N = np.divmod(np.asarray(positions, dtype=np.int64), self.samples)
+        indices_N = np.empty_like(offsets_N)
+        for epoch in np.unique(epochs_N).tolist():
+            chosen_N = epochs_N == epoch
+            indices_N[chosen_N] = self._in_epoch(epoch, offsets_N[chosen_N])
+        return indices_N
 
     def _in_epoch(self, epoch: int, offsets_N: np.ndarray) -> np.ndarray:
         shards, ends, keys = self._epoch(epoch)

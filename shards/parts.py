@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from shards.blocks import Room
 from shards.errors import DamagedSample, FilteredSample
 from shards.mixture import Mixture, Turn
 from shards.sample import Identity, Sample
-from shards.sources.base import expect, place
+from shards.sources.base import expect, place, reader
 
 FILTERED_IN_A_ROW = 1000
+PLANNED = 1024
+"""Positions whose samples are looked up together, of this part and those that come after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PartReader(Dataset[Part]):
-    """Number of a global batch -> this rank's part of it: all that a worker needs, and nothing that changes."""
+    """Number of a global batch -> this rank's part of it: all that a worker needs, and nothing that changes it."""
 
     mixture: Mixture
     global_batch: int
@@ -91,6 +94,7 @@ class PartReader(Dataset[Part]):
     transform: Callable[[StreamedSample], Any] | None
     collate: Callable[[list[Any]], Any] | None
     damaged_in_a_row: int
+    _planned: dict[int, list[tuple[Turn, int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -98,21 +102,41 @@ class PartReader(Dataset[Part]):
         return self.global_batch // self.world
 
     def __getitem__(self, number: int) -> Part:
-        start = number * self.global_batch + self.rank * self.size
-        positions = range(start, start + self.size)
-        part = Part()
+        return self.read(number)
+
+    def read(self, number: int, room: Room | None = None) -> Part:
+        """The part; its images lie in `room` as far as they fit, where the source reads into memory."""
+        due, part = self._due(number), Part()
         try:
-            due = self.mixture.due(positions)
-            for number, source in enumerate(self.mixture.sources):
-                expect(source, (index for turn, index in due if turn.source == number))
-            items = [self._item(position, *each, part) for position, each in zip(positions, due, strict=True)]
+            for at, source in enumerate(self.mixture.sources):
+                expect(source, (index for turn, index in due if turn.source == at))
+            reads = [reader(source, room) for source in self.mixture.sources]
+            start = self._start(number)
+            items = [
+                self._item(start + at, turn, index, reads[turn.source], part) for at, (turn, index) in enumerate(due)
+            ]
         except _Unusable as error:
             part.stop = str(error)
             return part
         part.batch = self.collate(items) if self.collate else items
         return part
 
-    def _item(self, position: int, turn: Turn, index: int, part: Part) -> Any:
+    def _start(self, number: int) -> int:
+        return number * self.global_batch + self.rank * self.size
+
+    def _due(self, number: int) -> list[tuple[Turn, int]]:
+        """What `mixture.due` says of the part's positions, and ahead for the parts that this process reads next."""
+        if number not in self._planned:
+            self._planned.clear()
+            worker = get_worker_info()
+            step = worker.num_workers if worker else 1
+            numbers = range(number, number + step * max(1, PLANNED // self.size), step)
+            positions_PN = np.add.outer([self._start(each) for each in numbers], np.arange(self.size))
+            due = self.mixture.due(positions_PN.ravel())
+            self._planned.update((each, due[at * self.size :][: self.size]) for at, each in enumerate(numbers))
+        return self._planned.pop(number)
+
+    def _item(self, position: int, turn: Turn, index: int, read: Callable[[int], Sample], part: Part) -> Any:
         """The item due at `position`, or of the nearest later turn of the source's epoch whose sample can be used."""
         source = self.mixture.sources[turn.source]
         damaged = filtered = 0
@@ -121,7 +145,7 @@ class PartReader(Dataset[Part]):
                 index = self.mixture.substitute(turn, attempt)
             part.counts.read += 1
             try:
-                sample = source[index]
+                sample = read(index)
                 streamed = StreamedSample(source.identity(index), sample, self.mixture.epoch(turn), position, self.seed)
                 item = self.transform(streamed) if self.transform else streamed
             except DamagedSample as error:

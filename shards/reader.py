@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from isal.isal_zlib import crc32 as crc32_of
 
+from shards.blocks import Room
 from shards.cache import FileCache
 from shards.errors import DamagedSample
-from shards.files import Files, open_files
+from shards.files import Files, LocalTar, open_files
 from shards.foreign import foreign_sample
 from shards.manifest import Foreign, Manifest, ShardEntry
 from shards.remote import NotServed, Patience
-from shards.sample import ARRAYS, Identity, Sample, sample_from_members
+from shards.sample import ARRAYS, Encoded, Identity, Sample, sample_from_members
 from shards.soundness import MEMBER_BYTES
 
 OPEN_SHARDS = 64
@@ -60,6 +62,7 @@ class ShardSet:
         self.address = str(place)
         self.name = str(place).rstrip("/").rpartition("/")[2]
         self.manifest: Manifest = self.files.manifest()
+        self._digests = [shard.sha256[:16] for shard in self.manifest.shards]
         self._starts = [0, *accumulate(shard.samples for shard in self.manifest.shards)]
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._expected: dict[int, Sample | DamagedSample] = {}
@@ -69,7 +72,12 @@ class ShardSet:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        found = self._expected.pop(index, None) or self._read(index)
+        return self.read_into(index, None)
+
+    def read_into(self, index: int, room: Room | None) -> Sample:
+        """As `[index]`; the image of a local shard is a view of `room`, as long as there is space."""
+        found = self._expected.pop(index, None) if self._expected else None
+        found = found or self._read(index, room)
         if isinstance(found, DamagedSample):
             raise found
         return found
@@ -88,17 +96,17 @@ class ShardSet:
             with ThreadPoolExecutor(READERS) as pool:
                 self._expected = dict(zip(wanted, pool.map(self._read, wanted), strict=True))
 
-    def _read(self, index: int) -> Sample | DamagedSample:
+    def _read(self, index: int, room: Room | None = None) -> Sample | DamagedSample:
         number, ordinal = self._locate(index)
         try:
-            return self._opened(number).read(ordinal)
+            return self._opened(number).read(ordinal, room)
         except UNREADABLE as error:
             self._give_up(number, error)
             return DamagedSample(f"{self.manifest.shards[number].name}, sample {ordinal}: {error}")
 
     def identity(self, index: int) -> Identity:
         number, ordinal = self._locate(index)
-        return Identity(self.manifest.shards[number].sha256[:16], ordinal)
+        return Identity(self._digests[number], ordinal)
 
     def fingerprint(self) -> str:
         return self.manifest.digest
@@ -171,33 +179,46 @@ class _OpenShard:
         most_M = np.array([MEMBER_BYTES[name] for name in self.members or ["image"]])
         self.too_large_N: np.ndarray = np.any(self.places_NM3[..., 1] > most_M, axis=1)
         self.tar, self.slow = files.tar(entry), files.slow
+        self.local = self.tar if isinstance(self.tar, LocalTar) else None
         self.close = self.tar.close
 
-    def read(self, ordinal: int) -> Sample:
+    def read(self, ordinal: int, room: Room | None) -> Sample:
         if self.too_large_N[ordinal]:
             sizes = dict(zip(self.members, self.places_NM3[ordinal, :, 1].tolist(), strict=True))
             name, size = next((name, size) for name, size in sizes.items() if size > MEMBER_BYTES[name])
             raise ValueError(f"the {name} has {size} bytes, more than {MEMBER_BYTES[name]}")
-        members = self._members(self.places_NM3[ordinal].tolist())
+        members = self._members(self.places_NM3[ordinal].tolist(), room)
         key, extension = self.keys[ordinal].as_py(), self.extensions[ordinal].as_py()
         if self.foreign:
             return foreign_sample(self.name, ordinal, key, extension, members, self.foreign)
         return sample_from_members(key, members.pop("image", b""), extension, members.pop("json"), members)
 
-    def _members(self, places: list[list[int]]) -> dict[str, bytes]:
-        """The checked contents of members by name."""
-        reads = self._read_together if self.slow else self._read_each
-        return {
-            name: _checked(name, content, size, crc32)
-            for name, (_, size, crc32), content in zip(self.members, places, reads(places), strict=True)
-            if size
-        }
+    def _members(self, places: list[list[int]], room: Room | None) -> dict[str, Any]:
+        """The checked contents of members by name: bytes, of the image a view where there is room."""
+        contents = self._read_together(places) if self.slow else self._read_each(places, room)
+        found = {}
+        for name, (_, size, crc32), content in zip(self.members, places, contents, strict=True):
+            if size:
+                if len(content) != size or crc32_of(content) != crc32:
+                    raise ValueError(_fault(name, len(content), size))
+                found[name] = content
+        return found
 
-    def _read_each(self, places: list[list[int]]) -> list[bytes]:
+    def _read_each(self, places: list[list[int]], room: Room | None = None) -> list[Encoded]:
         """What is read is not copied again: on a local disk that costs more than another read."""
-        return [self.tar.read(offset, size) if size else b"" for offset, size, _ in places]
+        return [
+            self._read_one(name, offset, size, room) if size else b""
+            for name, (offset, size, _) in zip(self.members, places, strict=True)
+        ]
 
-    def _read_together(self, places: list[list[int]]) -> list[bytes]:
+    def _read_one(self, name: str, offset: int, size: int, room: Room | None) -> Encoded:
+        if room and name == "image" and self.local:
+            content = room.fill(size, partial(self.local.read_into, offset))
+            if content is not None:
+                return content
+        return self.tar.read(offset, size)
+
+    def _read_together(self, places: list[list[int]]) -> list[Encoded]:
         """One read where the members lie near each other, as ours do."""
         start, end, total = places[0][0], 0, 0
         for offset, size, _ in places:
@@ -211,18 +232,18 @@ class _OpenShard:
 
 def _places(index: pa.Table, name: str) -> np.ndarray:
     """Offset, size and crc32 of one member of each sample, int64 [N, 3]; zeros where there is none."""
-    columns = [
-        index[f"{name}_{part}"] for part in ("offset", "size", "crc32") if f"{name}_{part}" in index.column_names
-    ]
-    if not columns:
-        return np.zeros((index.num_rows, 3), dtype=np.int64)
-    return np.stack([pc.fill_null(column, 0).to_numpy().astype(np.int64) for column in columns], axis=1)
+    places_N3 = np.zeros((index.num_rows, 3), dtype=np.int64)
+    for part, values_N in zip(("offset", "size", "crc32"), places_N3.T, strict=True):
+        if f"{name}_{part}" in index.column_names:
+            column = index[f"{name}_{part}"].combine_chunks()
+            # Not `to_numpy` or `fill_null`: they import pandas, which takes each worker half a second.
+            rows = np.from_dlpack(pc.indices_nonzero(column.is_valid())) if column.null_count else slice(None)
+            values_N[rows] = np.from_dlpack(column.drop_null())
+    return places_N3
 
 
-def _checked(name: str, content: bytes, size: int, crc32: int) -> bytes:
-    if len(content) == size and crc32_of(content) == crc32:
-        return content
+def _fault(name: str, found: int, size: int) -> str:
     what = "record" if name == "json" else name
-    if len(content) != size:
-        raise ValueError(f"the {what} ends after {len(content)} of {size} bytes")
-    raise ValueError(f"the {what} does not match its checksum")
+    return (
+        f"the {what} does not match its checksum" if found == size else f"the {what} ends after {found} of {size} bytes"
+    )

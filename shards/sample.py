@@ -10,11 +10,13 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 SCHEMA_VERSION = 1
+Encoded: TypeAlias = bytes | memoryview
+"""An encoded image. A view looks into memory that is used again when nobody looks into it."""
 IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
 ARRAYS = {"features": "region_features", "probabilities": "region_probabilities"}
 """Member `KEY.NAME.npy` -> field of the sample."""
@@ -45,7 +47,8 @@ class Sample:
 
     Attributes:
         key: Unique inside its shard set; no dots or slashes, since readers split member names at the first dot.
-        image: The encoded file, byte for byte; empty where features of regions are all there is of the image. Its
+        image: The encoded file, byte for byte; a stream without `transform` gives a view of it (`bytes(image)` makes
+            a copy, pickling does, too). Empty where features of regions are all there is of the image. Its
             `width` and `height` in pixels are then in the metadata.
         extension: The image file's type, lower case without a dot; empty without one.
         captions: At least one text; the number may differ between samples.
@@ -55,7 +58,7 @@ class Sample:
     """
 
     key: str
-    image: bytes
+    image: Encoded
     extension: str
     captions: tuple[str, ...]
     regions: tuple[Region, ...] = ()
@@ -70,6 +73,11 @@ class Sample:
         if not isinstance(other, Sample):
             return NotImplemented
         return all(_comparable(getattr(self, f.name)) == _comparable(getattr(other, f.name)) for f in fields(self))
+
+    def __reduce__(self) -> tuple[type["Sample"], tuple[Any, ...]]:
+        """Pickled and copied with its bytes, where it has a view of them."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return type(self), tuple(bytes(value) if isinstance(value, memoryview) else value for value in values)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that the sample has, by their name in `ARRAYS`."""
@@ -127,7 +135,7 @@ def array_fault(array: np.ndarray, regions: int) -> str:
 
 
 def sample_from_members(
-    key: str, image: bytes, extension: str, record: bytes, arrays: Mapping[str, bytes] | None = None
+    key: str, image: Encoded, extension: str, record: bytes, arrays: Mapping[str, bytes] | None = None
 ) -> Sample:
     """The reverse of `record_json` and `array_bytes`.
 
@@ -139,15 +147,16 @@ def sample_from_members(
     """
     values = json.loads(record.decode())
     read = {ARRAYS[name]: _fitting(name, content, values) for name, content in (arrays or {}).items()}
+    regions, relations = values["regions"], values["relations"]
     return Sample(
-        key=key,
-        image=image,
-        extension=extension,
-        captions=tuple(values["captions"]),
-        regions=tuple(_region(**region) for region in values["regions"]),
-        relations=tuple(Relation(**relation) for relation in values["relations"]),
-        tags=tuple(values["tags"]),
-        metadata=values["metadata"],
+        key,
+        image,
+        extension,
+        tuple(values["captions"]),
+        tuple([_region(**region) for region in regions]),
+        tuple([Relation(**relation) for relation in relations]),
+        tuple(values["tags"]),
+        values["metadata"],
         **read,
     )
 

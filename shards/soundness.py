@@ -16,7 +16,7 @@ rule finds them and half pairs that JSON names.
 
 from shards.decode import ImageTooLarge, image_size
 from shards.errors import DamagedSample
-from shards.sample import ARRAYS, IMAGE_EXTENSIONS, Sample, array_fault, record_json
+from shards.sample import ARRAYS, IMAGE_EXTENSIONS, Encoded, Sample, array_fault, record_json
 
 UNSOUND = (
     *("unreadable", "image_unreadable", "image_too_large", "no_caption", "caption_unreadable", "caption_too_long"),
@@ -43,7 +43,7 @@ def unsound_caption(caption: str) -> str:
     return "caption_too_long" if size > CAPTION_BYTES else ""
 
 
-def unsound_image(image: bytes, extension: str) -> str:
+def unsound_image(image: Encoded, extension: str) -> str:
     """The same for an encoded image; its pixels are not looked at."""
     if len(image) > IMAGE_BYTES:
         return "image_too_large"

@@ -10,13 +10,15 @@ every batch is full. A quarantined batch is passed over by all ranks: its number
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from shards.errors import DamagedSample, UserError
+from shards.blocks import SAMPLE_BYTES, SPARE, Blocks, Room
+from shards.errors import DamagedSample, Stopped, UserError
 from shards.mixture import Mixture, difference
 from shards.parts import Counts, Damage, Part, PartReader, StreamedSample
 from shards.reader import ShardSet
@@ -54,11 +56,14 @@ class ShardStream(Generic[ItemT]):
         ledger: What was damaged, on this rank since the start.
         counts: What became of every sample that was read, on this rank since the start.
 
-    Yields lists of `StreamedSample` where neither `transform` nor `collate` is given.
+    Yields lists of `StreamedSample` where neither `transform` nor `collate` is given. Their images are then read-only
+    views of memory that is used again when nobody looks into it; `bytes(image)` is a copy that another process, forked
+    while this one goes on, may keep.
 
     Raises:
         UserError: sizes that do not divide, a folder that is no shard set, a weight that is not positive.
         DamagedSample: while iterating, when more is damaged than the budget allows.
+        Stopped: while iterating, when a worker was killed; `state_dict` tells where to go on.
     """
 
     def __init__(
@@ -167,20 +172,30 @@ class ShardStream(Generic[ItemT]):
         self._quarantined.update(state["quarantine"])
 
     def _read(self, numbers: "_Numbers") -> Iterator[Part]:
+        whole = not (self._parts.transform or self._parts.collate)
         if not self.workers:
-            return (self._parts[number] for number in numbers)
-        if self._parts.transform or self._parts.collate:
-            return iter(self._loader(numbers, _unchanged))
-        transport = Transport(self.workers, self.prefetch, self._parts.size)
-        return map(transport.unpack, self._loader(numbers, transport.pack))
+            return map(self._read_here if whole else self._parts.read, numbers)
+        if not whole:
+            return _from_workers(self._loader(self._parts, numbers))
+        transport = Transport(self._parts, self.workers, self.prefetch)
+        return map(transport.unpack, _from_workers(self._loader(transport, numbers)))
 
-    def _loader(self, numbers: "_Numbers", send: Callable[[Any], Any]) -> DataLoader[Part]:
+    def _read_here(self, number: int) -> Part:
+        """Whole samples, read into memory that is used again."""
+        place = self._blocks.take(range(SPARE + 1))
+        return self._parts.read(number, None if place is None else Room(self._blocks.lend(place)))
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        return Blocks(SPARE + 1, self._parts.size * SAMPLE_BYTES, shared=False)
+
+    def _loader(self, parts: Dataset[Part], numbers: "_Numbers") -> DataLoader[Part]:
         return DataLoader(
-            self._parts,
+            parts,
             batch_size=None,  # One "sample" of the loader is one part of a batch; it keeps their order.
             sampler=numbers,
             num_workers=self.workers,
-            collate_fn=send,  # The default turns arrays into tensors and tuples into lists.
+            collate_fn=_unchanged,  # The default turns arrays into tensors and tuples into lists.
             multiprocessing_context="fork",
             generator=torch.Generator(),  # Without one, starting workers would move the trainer's own.
             prefetch_factor=self.prefetch,
@@ -238,6 +253,16 @@ class _Budget:
 
 def _opened(place: Place) -> Source:
     return ShardSet(place) if isinstance(place, str | Path) else place
+
+
+def _from_workers(loader: DataLoader[Part]) -> Iterator[Part]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        reason = str(error.__cause__ or error).strip().rstrip(".")
+        raise Stopped(f"a worker of the stream died, and the batches it was reading with it: {reason}") from error
 
 
 def _unchanged(part: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 from isal.isal_zlib import crc32
 
 from shards.decode import sample_size
-from shards.sample import Sample, array_bytes, record_json
+from shards.sample import Encoded, Sample, array_bytes, record_json
 
 BLOCK = 512
 _PADDING = bytes(BLOCK)
@@ -60,7 +60,7 @@ class TarWriter:
             row |= self._member(name, f"{sample.key}.{name}.npy", array_bytes(array))
         return row
 
-    def _member(self, field: str, name: str, content: bytes) -> dict[str, int]:
+    def _member(self, field: str, name: str, content: Encoded) -> dict[str, int]:
         size = len(content)
         self._write(member_header(name, size))
         offset = self.offset
@@ -68,7 +68,7 @@ class TarWriter:
         self._write(_PADDING[: -size % BLOCK])
         return {f"{field}_offset": offset, f"{field}_size": size, f"{field}_crc32": crc32(content)}
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, content: Encoded) -> None:
         self.file.write(content)
         self.sha256.update(content)
         self.offset += len(content)

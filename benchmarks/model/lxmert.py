@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import LxmertConfig, LxmertForPreTraining
 
 from benchmarks.model.inputs import BERT_WORDS, Captions, regions
-from benchmarks.model.steps import Arm, autocast, check, compare, parse
+from benchmarks.model.steps import Arm, check, compare, padded_arm, parse
 from pretrain.batch import Batch
 from pretrain.config import PretrainConfig
 from pretrain.data.masking import IGNORE
@@ -115,13 +115,7 @@ def main() -> None:
     task.autocast = torch.bfloat16 if device != "cpu" else None
 
     def arm(length: int | None) -> Arm:
-        inputs = [as_theirs(batch, length or batch.token_ids_BL.shape[1]) for batch in batches]
-
-        def loss(number: int) -> Tensor:
-            with autocast(arguments):
-                return peer(**inputs[number]).loss
-
-        return Arm(f"transformers, texts padded to {length or 'the longest'}", [peer], loss)
+        return padded_arm(arguments, peer, batches, as_theirs, length)
 
     us, longest = Arm("duostream", [task], lambda number: task(batches[number])["loss"]), arm(None)
     check(us, longest, task, {name: source for name, source in sources.items() if "pooler" not in name})

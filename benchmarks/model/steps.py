@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.model.inputs import Captions
+from pretrain.batch import Batch
 from pretrain.flops import ProductCount
 from tests.parity.weights import distance, worst_gradient
 
@@ -145,3 +146,20 @@ def _wait(device: str) -> None:
 def autocast(arguments: argparse.Namespace) -> torch.autocast:
     """bfloat16 on a GPU, nothing on a CPU; for every arm's loss."""
     return torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device != "cpu")
+
+
+def padded_arm(
+    arguments: argparse.Namespace,
+    peer: nn.Module,
+    batches: Sequence[Batch],
+    as_theirs: Callable[[Batch, int], Mapping[str, Any]],
+    length: int | None,
+) -> Arm:
+    """A model of transformers that is given its texts padded to `length`, None for each batch's longest."""
+    inputs = [as_theirs(batch, length or batch.token_ids_BL.shape[1]) for batch in batches]
+
+    def loss(number: int) -> Tensor:
+        with autocast(arguments):
+            return peer(**inputs[number]).loss
+
+    return Arm(f"transformers, texts padded to {length or 'the longest'}", [peer], loss)

@@ -40,6 +40,7 @@ def index(
     bits: Annotated[
         int | None, typer.Option(min=64, help="Length of the codes of --kind binary. [default: twice the embedding]")
     ] = None,
+    codes: Annotated[Path | None, typer.Option(help="Folder that `finetune hash` wrote, for --kind binary.")] = None,
     recall: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of exact search's first ten to tune --kind for.")
     ] = 0.95,
@@ -54,7 +55,7 @@ def index(
     with contextlib.redirect_stdout(sys.stderr):  # deepspeed logs to the stdout that it finds: --json must stay JSON
         from finetune.search.build import Request, build_index
 
-    request = Request(str(ckpt), shards, images, kind.value, bits, recall, device)
+    request = Request(str(ckpt), shards, images, kind.value, bits, codes, recall, device)
     facts = build_index(request, out, overwrite)
     typer.echo(facts.model_dump_json(indent=1) if as_json else index_summary(facts, out))
 
@@ -118,7 +119,7 @@ def _picture(path: Path) -> Any:
 
 def index_summary(facts: "IndexFacts", out: Path) -> str:
     """What was made and how well it searches, in a few lines."""
-    bits = f", {facts.bits} bits" if facts.bits else ""
+    bits = f", {facts.bits} bits{' by a trained head' if facts.head else ''}" if facts.bits else ""
     lines = [f"index: {out}: {facts.images:,} pictures, {facts.embedding_dim} numbers each, {facts.kind}{bits}"]
     if facts.source.left_out:
         lines.append(f"left out: {facts.source.left_out:,} pictures that could not be read")

@@ -43,7 +43,8 @@ class Material:
         k: Candidates of the second stage.
         subset: The images of a fixed list, where one was given.
         embeddings: Of images and texts, float32 [I, E] and [T, E].
-        every_logit_IT: Logit of a match of every pair, float32, where they have been scored already.
+        every_logit_IT: Logit of a match of every pair, float32, where they have been scored already; NaN across folds
+            where no mode `asks_whole`.
         logits: (image_P, text_P) -> logit of a match, float32 [P]; None where the model has no matching head.
     """
 

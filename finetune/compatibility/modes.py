@@ -53,6 +53,11 @@ def check_captions(names: Sequence[str], fewest: int) -> None:
             )
 
 
+def asks_whole(names: Sequence[str]) -> bool:
+    """Whether a mode reads every image with every text, whatever the folds."""
+    return any(MODES[name].needs == "every pair" for name in names)
+
+
 def run_modes(names: Sequence[str], material: Material) -> list[AsPrinted]:
     """Every mode once, in the order of `names`."""
     return [_labelled(name, MODES[name].run(material)) for name in dict.fromkeys(names)]

@@ -10,35 +10,41 @@ from typing import BinaryIO
 
 import numpy as np
 
-from finetune.facts import run_name
 from finetune.measure import choose_device
 from finetune.pictures import thumbnail
-from finetune.search.encoder import Encoder, embeddings
+from finetune.search.encoder import Encoder, embeddings, text_embeddings
 from finetune.search.gallery import Gallery, open_gallery
-from finetune.search.index import FACTS, STARTS, THUMBNAILS, IndexFacts, Items, MadeOf, MadeWith, write_index
+from finetune.search.head import check_bits, open_head
+from finetune.search.index import FACTS, STARTS, THUMBNAILS, IndexFacts, Items, MadeOf, write_index
 from finetune.search.nearest import Embeddings, Kind, build, load_faiss
+from finetune.search.origin import MadeWith
 from finetune.search.tune import MOST_QUERIES, tune
-from pretrain.checkpoint import EMA, load_checkpoint
-from pretrain.hub import hub_place
+from pretrain.checkpoint import load_checkpoint
 from shards.console import Progress, progress
 from shards.errors import DamagedSample, UserError
 from shards.sample import Sample
 from shards.storage import replace_folder_atomically
 
-BATCH, TEXT_BATCH = 64, 256
+BATCH = 64
 THUMBNAIL = 256  # pixels of the longer side
 SAID = 5  # damaged pictures that are named
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed. `recall` is the share of exact search's first ten that tuning aims at."""
+    """What was typed.
+
+    Attributes:
+        codes: The folder of a trained head.
+        recall: The share of exact search's first ten that tuning aims at.
+    """
 
     ckpt: str
     shards: Path | None
     images: Path | None
     kind: Kind = "exact"
     bits: int | None = None
+    codes: Path | None = None
     recall: float = 0.95
     device: str | None = None
 
@@ -62,25 +68,28 @@ def build_index(request: Request, out: Path, overwrite: bool = False) -> IndexFa
         UserError: before anything is encoded or written; or a full disk, which leaves nothing behind.
         DamagedSample: no picture at all could be read.
     """
+    _check_codes(request)
     if request.kind in ("hnsw", "ivfpq"):
         load_faiss()
     gallery = open_gallery(request.shards, request.images)
     encoder = Encoder(load_checkpoint(request.ckpt), choose_device(request.device))
-    bits = _bits(request, encoder.embedding_dim)
+    trained = open_head(request.codes, encoder.checkpoint) if request.codes else None
+    bits = trained.facts.bits if trained else _bits(request, encoder.embedding_dim)
     with replace_folder_atomically(out, overwrite, mark=FACTS) as folder:
         with (folder / THUMBNAILS).open("wb") as file:
             pictures = _read(gallery, encoder, file)
         embedding_IE = np.concatenate(pictures.embeddings)
-        nearest = build(request.kind, embedding_IE, bits or 0)
+        nearest = build(request.kind, embedding_IE, bits or 0, trained.head if trained else None)
         effort, agreement = tune(nearest, _queries(pictures, encoder), embedding_IE, request.recall)
         facts = IndexFacts(
             kind=request.kind,
             images=len(embedding_IE),
             embedding_dim=embedding_IE.shape[1],
             bits=bits,
+            head=trained.facts.digest if trained else None,
             effort=effort,
             agreement=agreement,
-            checkpoint=_made_with(encoder, request.ckpt),
+            checkpoint=MadeWith.of(encoder.checkpoint, request.ckpt),
             source=MadeOf(
                 form=gallery.form,
                 path=str(gallery.path),
@@ -94,16 +103,22 @@ def build_index(request: Request, out: Path, overwrite: bool = False) -> IndexFa
     return facts
 
 
+def _check_codes(request: Request) -> None:
+    """Raises UserError for options that do not go together."""
+    for name, value in (("--bits", request.bits), ("--codes", request.codes)):
+        if value is not None and request.kind != "binary":
+            raise UserError(f"`{name}` (={value}) is for `--kind binary`; this is {request.kind}")
+    if request.bits is not None and request.codes is not None:
+        raise UserError(f"`--bits` (={request.bits}) is decided by the head of `--codes` (={request.codes})")
+    if request.bits is not None:
+        check_bits(request.bits)
+
+
 def _bits(request: Request, embedding_dim: int) -> int | None:
-    """Of a code; twice the embedding's size unless given."""
+    """Of a code without a trained head; twice the embedding's size unless given."""
     if request.kind != "binary":
-        if request.bits is not None:
-            raise UserError(f"`--bits` (={request.bits}) is for `--kind binary`; this is {request.kind}")
         return None
-    bits = request.bits or 64 * -(-2 * embedding_dim // 64)
-    if bits % 64:
-        raise UserError(f"`--bits` (={bits}) must be a multiple of 64")
-    return bits
+    return request.bits or 64 * -(-2 * embedding_dim // 64)
 
 
 def _read(gallery: Gallery, encoder: Encoder, thumbnails: BinaryIO) -> Pictures:
@@ -149,16 +164,4 @@ def _queries(pictures: Pictures, encoder: Encoder) -> Embeddings:
     """Distinct captions spread over the gallery, encoded; float32 [T, E]."""
     distinct = list(dict.fromkeys(text for texts in pictures.captions for text in texts if text.strip()))
     even = np.linspace(0, len(distinct) - 1, min(len(distinct), MOST_QUERIES)).round().astype(int)
-    chosen = [distinct[i] for i in even]
-    parts = [
-        embeddings(encoder.texts(chosen[start : start + TEXT_BATCH])) for start in range(0, len(chosen), TEXT_BATCH)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, pictures.embeddings[0].shape[1]), np.float32)
-
-
-def _made_with(encoder: Encoder, place: str) -> MadeWith:
-    """The place is the checkpoint itself: a run folder's latest changes, and so does a hub's branch."""
-    checkpoint = encoder.checkpoint
-    path, hub = checkpoint.path, hub_place(place)
-    lasting = hub.pinned(path.name) if hub else str(path.resolve() / (EMA if checkpoint.weights == EMA else ""))
-    return MadeWith(place=lasting, digest=checkpoint.digest, name=run_name(checkpoint), step=checkpoint.step)
+    return text_embeddings(encoder, [distinct[i] for i in even])

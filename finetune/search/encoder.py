@@ -16,6 +16,8 @@ from pretrain.models.interface import Encoded, TextInput
 from shards.errors import UserError
 from shards.sample import Sample
 
+TEXT_BATCH = 256
+
 
 class Encoder:
     """Not for several threads at once: the server gives it to one.
@@ -68,3 +70,10 @@ class Encoder:
 def embeddings(encoded: Encoded) -> Embeddings:
     """float32 [rows, E], contiguous, on the CPU."""
     return np.ascontiguousarray(encoded.embedding_BE.float().cpu().numpy())
+
+
+def text_embeddings(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
+    """float32 [Q, E], a batch at a time; empty where there are none."""
+    starts = range(0, len(texts), TEXT_BATCH)
+    parts = [embeddings(encoder.texts(texts[start : start + TEXT_BATCH])) for start in starts]
+    return np.concatenate(parts) if parts else np.empty((0, encoder.embedding_dim), np.float32)

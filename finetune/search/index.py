@@ -4,7 +4,7 @@
     embeddings.npy     float32 [I, E], L2-normalised
     items.parquet      key, place in the source, first caption; row i is image i
     thumbnails.bin     JPEGs one after the other;  thumbnails.npy  int64 [I + 1], where each begins
-    faiss.index | map.npy + codes.npy    the first stage, where it is not exact
+    faiss.index | head.safetensors + codes.npy    the first stage, where it is not exact
 
 Re-ranking and heat maps read the pictures themselves, from where they lay; plain search needs the folder and the
 checkpoint alone.
@@ -19,9 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from finetune.search.gallery import Form, Gallery, open_gallery
 from finetune.search.nearest import Embeddings, Kind, Nearest, load
+from finetune.search.origin import MadeWith
 from finetune.search.tune import Agreement
 from pretrain.settings import Section
 from shards.errors import UserError
@@ -31,15 +33,6 @@ FORMAT: Final = "duostream.index/1"
 FACTS, EMBEDDINGS, ITEMS = "index.json", "embeddings.npy", "items.parquet"
 THUMBNAILS, STARTS = "thumbnails.bin", "thumbnails.npy"
 COLUMNS = pa.schema([("key", pa.string()), ("place", pa.int64()), ("caption", pa.string())])
-
-
-class MadeWith(Section):
-    """The checkpoint: where it lay, and the sha256 of its weights."""
-
-    place: str
-    digest: str
-    name: str
-    step: int
 
 
 class MadeOf(Section):
@@ -52,13 +45,19 @@ class MadeOf(Section):
 
 
 class IndexFacts(Section):
-    """The whole of index.json. `agreement` is None where there were too few captions to measure with."""
+    """The whole of index.json.
+
+    Attributes:
+        head: The sha256 of the trained head of binary codes, None without one.
+        agreement: None where there were too few captions to measure with.
+    """
 
     format: Literal["duostream.index/1"] = FORMAT
     kind: Kind
     images: int
     embedding_dim: int
     bits: int | None
+    head: str | None
     effort: int
     agreement: Agreement | None
     checkpoint: MadeWith
@@ -92,7 +91,7 @@ class Index:
             self.nearest: Nearest = load(self.facts.kind, folder, self.embedding_IE)
         except UserError:
             raise
-        except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"`index` (={folder}) is damaged: {reason}") from None
         rows = {len(self.embedding_IE), len(self.items.keys), len(self._starts) - 1, self.facts.images}

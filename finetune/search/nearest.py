@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from finetune.candidates import top
 from finetune.recall import Indices, Scores
-from finetune.search.codes import Codes, Map, encode, hamming_top, learn_map
+from finetune.search.codes import Codes, HashHead, encode, hamming_top, rotation
 from shards.errors import UserError
 
 Kind = Literal["exact", "hnsw", "ivfpq", "binary"]
@@ -28,7 +28,7 @@ NEIGHBOURS, BUILD_EFFORT = 32, 200  # of HNSW: links of a node, and how widely t
 FEWEST_IVFPQ = 1000
 PQ_BYTES, PQ_POINTS = 32, 64  # of IVF-PQ: bytes of a code at most, and training points per centroid
 PQ_SHORTLIST = 200
-FILE, MAP, CODES = "faiss.index", "map.npy", "codes.npy"
+FILE, HEAD, CODES = "faiss.index", "head.safetensors", "codes.npy"
 
 
 class Nearest(Protocol):
@@ -124,24 +124,27 @@ class Binary:
     efforts: Sequence[int] = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
     default = 500
 
-    def __init__(self, map_EB: Map, code_IW: Codes) -> None:
-        self.map_EB, self.code_IW = map_EB, code_IW
+    def __init__(self, head: HashHead, code_IW: Codes) -> None:
+        self.head, self.code_IW = head, code_IW
 
     @classmethod
-    def build(cls, embedding_IE: Embeddings, bits: int) -> "Binary":
-        map_EB = learn_map(embedding_IE, bits)
-        return cls(map_EB, encode(embedding_IE, map_EB))
+    def build(cls, embedding_IE: Embeddings, bits: int, trained: HashHead | None = None) -> "Binary":
+        head = trained or rotation(embedding_IE, bits)
+        return cls(head, encode(embedding_IE, head))
 
     def candidates(self, query_QE: Embeddings, k: int, effort: int) -> Indices:
-        return hamming_top(encode(query_QE, self.map_EB), self.code_IW, max(k, effort))
+        return hamming_top(encode(query_QE, self.head), self.code_IW, max(k, effort))
 
     def save(self, folder: Path) -> None:
-        np.save(folder / MAP, self.map_EB)
+        self.head.save(folder / HEAD)
         np.save(folder / CODES, self.code_IW)
 
 
-def build(kind: Kind, embedding_IE: Embeddings, bits: int) -> Nearest:
+def build(kind: Kind, embedding_IE: Embeddings, bits: int = 0, trained: HashHead | None = None) -> Nearest:
     """Makes the first stage of `kind`.
+
+    Args:
+        bits, trained: Of `binary` alone: the length of the codes, and a trained head of that length if there is one.
 
     Raises:
         UserError: faiss is needed and not installed, or the gallery is too small for `kind`.
@@ -154,7 +157,7 @@ def build(kind: Kind, embedding_IE: Embeddings, bits: int) -> Nearest:
         case "ivfpq":
             return Cells.build(embedding_IE)
         case "binary":
-            return Binary.build(embedding_IE, bits)
+            return Binary.build(embedding_IE, bits, trained)
 
 
 def load(kind: Kind, folder: Path, embedding_IE: Embeddings) -> Nearest:
@@ -163,7 +166,7 @@ def load(kind: Kind, folder: Path, embedding_IE: Embeddings) -> Nearest:
         case "exact":
             return Exact(embedding_IE)
         case "binary":
-            return Binary(np.load(folder / MAP), np.load(folder / CODES, mmap_mode="r"))
+            return Binary(HashHead.load(folder / HEAD), np.load(folder / CODES, mmap_mode="r"))
         case _:
             index = load_faiss().read_index(str(folder / FILE))
             return Graph(index) if kind == "hnsw" else Cells(index)

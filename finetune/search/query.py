@@ -76,11 +76,7 @@ class Searcher:
         index = Index(folder)
         made_with = index.facts.checkpoint
         checkpoint = load_checkpoint(ckpt or made_with.place)
-        if checkpoint.digest != made_with.digest:
-            raise UserError(
-                f"`index` (={folder}) was made with weights {made_with.digest[:12]} ({made_with.name}, step "
-                f"{made_with.step}), but {checkpoint.path} has {checkpoint.digest[:12]}: make the index again"
-            )
+        made_with.check(checkpoint, f"`index` (={folder})")
         return cls(index, Encoder(checkpoint, choose_device(device)))
 
     def check(self, query: Query) -> None:

@@ -87,9 +87,10 @@ class VisionConfig(Section):
     """A timm backbone, unless `region` or `patch` says otherwise.
 
     `name` is a timm model name, `options` are passed to its constructor, and `weights` names where its initial weights
-    come from: null for random, a safetensors file with timm's names, `hf:USER/NAME[@REVISION]` for a repository that
-    holds a model.safetensors of that kind, or `timm` for the repository of timm's own pretrained tag; positions of
-    another image size are stretched as timm does. `patch` starts from those of a timm ViT. `subset` keeps so many
+    come from: null for random, a file of tensors with timm's names (or `efficientnet_pytorch`'s), such a file inside an
+    installed Python package as `package:NAME/PATH`, `hf:USER/NAME[@REVISION]` for a repository that holds a
+    model.safetensors with timm's names, or `timm` for the repository of timm's own pretrained tag; positions of another
+    image size are stretched as timm does. `patch` starts from those of a timm ViT. `subset` keeps so many
     random tokens of each image in training (Pixel-BERT), null all. `tokens` `pooled` yields the backbone's one pooled
     vector. `last_conv` false leaves out the 1x1 convolution that EfficientNets end with (ALIGN), `stages` keeps that
     many stages of a ResNet (SimVLM). `grids` makes the tokens means over the cells of grids of these sides, one after

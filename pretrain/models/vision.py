@@ -12,11 +12,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pretrain.models.config import VisionConfig
+from pretrain.models.convert.efficientnet import timm_names
+from pretrain.models.convert.files import read_tensors
 from pretrain.models.interface import ImageInput
 from pretrain.models.tokens import ImageTokens, pick, random_subset
 from pretrain.places import HUB, locate
@@ -184,16 +184,25 @@ def _load(model: nn.Module, path: Path) -> None:
     device, resize = next(model.parameters()).device, published_filter(model)
     try:
         with torch.device("cpu"):  # what the filter makes itself lies where the weights do
-            given = load_file(path)
+            given = timm_names(read_tensors(path), model)
             given = resize(given, model) if resize else given
-        weights = {name: weight.to(device) for name, weight in given.items()}
-        # On the meta device there is nothing to copy into, but names and shapes are compared.
-        missing, unexpected = model.load_state_dict(weights, strict=False, assign=device.type == "meta")
-    except (OSError, SafetensorError, RuntimeError, LookupError, ValueError) as error:
+    except UserError as error:
+        raise UserError(f"`model.vision.weights` (={path}) {str(error).partition(') ')[2]}") from None
+    except (RuntimeError, LookupError, ValueError) as error:
         raise UserError(f"`model.vision.weights` (={path}) cannot be loaded: {' '.join(str(error).split())}") from None
-    unexpected = [name for name in unexpected if not name.startswith(("head.", "fc.", "classifier."))]
-    if missing or unexpected:
+    own = model.state_dict()
+    missing = sorted(own.keys() - given.keys())
+    unknown = sorted(name for name in given.keys() - own.keys() if not name.startswith(("head.", "fc.", "classifier.")))
+    if missing or unknown:
         raise UserError(
             f"`model.vision.weights` (={path}) does not fit: {len(missing)} missing (first {missing[:1]}), "
-            f"{len(unexpected)} unknown (first {unexpected[:1]})"
+            f"{len(unknown)} unknown (first {unknown[:1]})"
         )
+    if unlike := [name for name in own if own[name].shape != given[name].shape]:
+        raise UserError(
+            f"`model.vision.weights` (={path}) does not fit: {len(unlike)} tensors have other shapes, the first is "
+            f"{unlike[0]}: {list(given[unlike[0]].shape)}, which must be {list(own[unlike[0]].shape)}"
+        )
+    # On the meta device there is nothing to copy into, but names and shapes are compared.
+    weights = {name: given[name].to(device) for name in own}
+    model.load_state_dict(weights, assign=device.type == "meta")

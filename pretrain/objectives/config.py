@@ -14,6 +14,9 @@ class ObjectiveConfig(Section):
     weight: float = Field(1.0, gt=0)
 
 
+SimilarityKind = Literal["pooled", "tokens", "queries"]
+
+
 class ITCConfig(ObjectiveConfig):
     """Image-text contrast (CLIP, arXiv:2103.00020; multi-positive targets by group).
 
@@ -24,7 +27,7 @@ class ITCConfig(ObjectiveConfig):
     and those parts of the image (X-VLM, arXiv:2111.08276), 0 for none.
     """
 
-    similarity: Literal["pooled", "tokens", "queries"] = "pooled"
+    similarity: SimilarityKind = "pooled"
     loss: Literal["softmax", "sigmoid"] = "softmax"
     temperature: float = Field(0.07, gt=0)
     limits: tuple[Annotated[float, Field(gt=0)], float] = (0.01, 100.0)

@@ -1,8 +1,10 @@
 """What a corpus has to offer: a known length, random access, and a fingerprint of what defines it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
+from shards.blocks import Room
 from shards.sample import Identity, Sample
 
 
@@ -48,6 +50,22 @@ class Anticipating(Protocol):
     def expect(self, indices: Iterable[int]) -> None:
         """These samples are asked for next."""
         ...
+
+
+@runtime_checkable
+class ReadsInto(Protocol):
+    """A source that reads images into memory that it is given."""
+
+    def read_into(self, index: int, room: Room) -> Sample:
+        """As `source[index]`; the image is a view of the room, where there was any."""
+        ...
+
+
+def reader(source: Source, room: Room | None) -> Callable[[int], Sample]:
+    """What reads a sample of `source`, into `room` where both can."""
+    if room is None or not isinstance(source, ReadsInto):
+        return source.__getitem__
+    return partial(source.read_into, room=room)
 
 
 def expect(source: Source, indices: Iterable[int]) -> None:

@@ -86,7 +86,7 @@ def test_histogram_against_counting(monkeypatch):
     monkeypatch.setattr("finetune.recall.CHUNK_ELEMENTS", 50)
     data = retrieval_set(20)
     scores = np.random.default_rng(0).standard_normal((20, 40)).astype(np.float32)
-    found = histogram(scores, data.image_T, "itc")
+    found = histogram(scores, data.image_T, data.folds(1), "itc")
     right = scores[data.image_T, np.arange(40)]
     assert sum(found.right) == pytest.approx(1)
     assert sum(found.wrong) == pytest.approx(1)
@@ -95,6 +95,18 @@ def test_histogram_against_counting(monkeypatch):
         own = (right >= low) & ((right < high) | (bin_ == 39))
         assert found.right[bin_] == pytest.approx(own.sum() / 40)
         assert found.wrong[bin_] == pytest.approx((inside.sum() - own.sum()) / (800 - 40))
+
+
+def test_a_histogram_of_folds_counts_what_they_rank():
+    data = retrieval_set(20)
+    scores = np.random.default_rng(0).standard_normal((20, 40)).astype(np.float32)
+    across = data.image_T // 5 != np.arange(20)[:, None] // 5
+    lacking = np.where(across, np.float32(np.nan), scores)
+    assert histogram(lacking, data.image_T, data.folds(4), "itm") == histogram(
+        scores, data.image_T, data.folds(4), "itm"
+    )
+    found = histogram(scores, data.image_T, data.folds(4), "itm")
+    assert (found.edges[0], found.edges[-1]) == pytest.approx((np.nanmin(lacking), np.nanmax(lacking)))
 
 
 def test_results_carry_it(tmp_path):

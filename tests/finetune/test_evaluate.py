@@ -14,7 +14,7 @@ from finetune.ranking import Side, rank
 from finetune.recall import Recall
 from finetune.results import Results
 from finetune.retrieval import RetrievalSet
-from finetune.score import Batching, Scorer
+from finetune.score import Batching, Scorer, Similarity
 from pretrain.data.images import evaluation_images
 from pretrain.models.config import Trunk
 from pretrain.models.interface import TextInput
@@ -115,7 +115,7 @@ def test_reranking_against_sorting_the_slow_scores(tiny, data, slow, score):
 
 
 def test_every_pair_is_the_whole_matrix_of_the_head(tiny, data, slow):
-    log_odds, logit = Scorer(tiny, data).every_pair()
+    log_odds, logit = Scorer(tiny, data).every_pair(data.folds(1))
     np.testing.assert_allclose(log_odds, slow[1], atol=ROUNDING)
     image, text = (index.ravel() for index in np.indices(logit.shape))
     np.testing.assert_allclose(logit.ravel(), Scorer(tiny, data).logits(image, text), atol=ROUNDING)
@@ -125,6 +125,54 @@ def test_every_pair_is_the_whole_matrix_of_the_head(tiny, data, slow):
     best = [row.argmax() for row in slow[1]]
     hits = 100 * np.mean([data.image_T[text] == image for image, text in enumerate(best)])
     assert results.i2t.optimistic.r1 == pytest.approx(hits)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Every pair that goes through the matching head, an image and a text, as often as it does."""
+    pairs = []
+    score_block = Scorer._match_block
+
+    def counting(self, image_P, text_P, heads, advance):
+        pairs.extend(zip(image_P.tolist(), text_P.tolist(), strict=True))
+        return score_block(self, image_P, text_P, heads, advance)
+
+    monkeypatch.setattr(Scorer, "_match_block", counting)
+    return pairs
+
+
+@pytest.mark.parametrize("batching", [Batching(), Batching(images=4, texts=5, pairs=7)])
+def test_folds_score_their_own_pairs_alone(tiny, data, slow, counted, batching):
+    options = Options(every_pair=True, folds=3, batching=batching)
+    measured = evaluation.evaluate(tiny, data, LABELS, options)
+    folds = data.folds(3)
+    distinct = Scorer(tiny, data).distinct_T
+    expected = {
+        (image, int(distinct[text]))
+        for fold in folds
+        for image in range(fold.images.start, fold.images.stop)
+        for text in range(fold.texts.start, fold.texts.stop)
+    }
+    assert len(counted) == len(set(counted)), "once each"
+    assert set(counted) == expected
+    assert len(counted) < 0.4 * len(data.keys) * len(data.texts)
+    figures = measured.results
+    for way, sides in ((figures.i2t, True), (figures.t2i, False)):
+        sides = [Side(fold, by_image=sides) for fold in folds]
+        ranked = rank(Scorer(tiny, data), Similarity.both(slow[1]), sides, 0, "itm")
+        recalls = [Recall.of(part.ranks.pessimistic) for part in ranked]
+        assert way.pessimistic == Recall.mean_of(recalls)
+
+
+def test_an_evaluator_of_every_pair_still_gets_them(tiny, data, counted):
+    whole = evaluate(tiny, data, LABELS, Options(every_pair=True, folds=3, compat=("uniter",)))
+    assert len(counted) == len(data.keys) * len(set(data.texts))
+    alone = evaluate(tiny, data, LABELS, Options(every_pair=True, compat=("uniter",)))
+    assert whole.compatibility == alone.compatibility
+    folds = evaluate(tiny, data, LABELS, Options(every_pair=True, folds=3))
+    assert (whole.i2t, whole.t2i, whole.rsum) == (folds.i2t, folds.t2i, folds.rsum)
+    assert whole.analysis.histogram.right == pytest.approx(folds.analysis.histogram.right)
+    assert whole.analysis.histogram.edges == pytest.approx(folds.analysis.histogram.edges, abs=ROUNDING)
 
 
 SINGLE = {
@@ -144,7 +192,7 @@ def test_a_model_without_a_shared_space_matches_every_pair(single, data):
     assert choose_rerank(None, single, True) == 0
     results = evaluate(single, data, LABELS, Options(every_pair=True, compat=("uniter",)))
     assert (results.stream, results.protocol.score) == ("single", "itm")
-    scores, _ = Scorer(single, data).every_pair()
+    scores, _ = Scorer(single, data).every_pair(data.folds(1))
     expected = 100 * np.mean([data.image_T[row.argmax()] == image for image, row in enumerate(scores)])
     assert results.i2t.optimistic.r1 == pytest.approx(expected)
     with pytest.raises(UserError, match=r"`--rerank` \(=16\) must be 0 where every pair is matched"):

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from pretrain.checkpoint import load_checkpoint
+from pretrain.models.vision import ImageEncoder
 from pretrain.task import Task
 from pretrain.train import fit
 from shards.errors import UserError
@@ -49,11 +50,12 @@ def test_what_cannot_work_is_one_sentence_and_leaves_no_file(configure, tmp_path
 
 def test_image_weights_that_do_not_fit_are_refused(configure, tmp_path):
     save_file({"cls_token": torch.zeros(1, 1, 32), "head.weight": torch.zeros(3)}, tmp_path / "half.safetensors")
-    save_file({"cls_token": torch.zeros(1, 1, 7)}, tmp_path / "other.safetensors")
+    whole = ImageEncoder(configure().model.vision, configure().model.image_size).backbone.state_dict()
+    save_file(whole | {"cls_token": torch.zeros(1, 1, 7)}, tmp_path / "other.safetensors")
     (tmp_path / "noise.safetensors").write_bytes(b"no weights")
     for name, message in {
         "half": "does not fit: .* missing",
-        "other": "cannot be loaded",
+        "other": r"1 tensors have other shapes, the first is cls_token: \[1, 1, 7\], which must be",
         "noise": "cannot be",
     }.items():
         with pytest.raises(UserError, match=message):

@@ -1,9 +1,10 @@
-"""Binary codes against obvious code: distances bit by bit, what the map must keep, what ITQ must gain."""
+"""Binary codes against obvious code: distances bit by bit, what a rotation keeps, what ITQ gains, round trips."""
 
 import numpy as np
 import pytest
+import torch
 
-from finetune.search.codes import encode, hamming, hamming_top, learn_map
+from finetune.search.codes import HashHead, encode, gaussian, hamming, hamming_top, rotation
 
 
 @pytest.fixture
@@ -14,11 +15,15 @@ def spread():
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
+def matrix(head):
+    return head.linear.weight.detach().numpy().T
+
+
 @pytest.mark.parametrize("bits", [64, 192])
 def test_distance_is_the_number_of_signs_that_differ(spread, bits):
-    map_EB = learn_map(spread, bits)
+    map_EB = matrix(rotation(spread, bits))
     assert (map_EB.shape, map_EB.dtype) == ((128, bits), np.float32)
-    codes = encode(spread, map_EB)
+    codes = encode(spread, rotation(spread, bits))
     assert (codes.shape, codes.dtype) == ((600, bits // 64), np.uint64)
     signs = spread @ map_EB > 0
     slow = [[sum(a != b for a, b in zip(x, y, strict=True)) for y in signs[:40]] for x in signs[:3]]
@@ -26,7 +31,7 @@ def test_distance_is_the_number_of_signs_that_differ(spread, bits):
 
 
 def test_top_is_a_full_sort(spread):
-    codes = encode(spread, learn_map(spread, 128))
+    codes = encode(spread, rotation(spread, 128))
     for row, found in enumerate(hamming_top(codes[:5], codes, 20)):
         distances = hamming(codes[row], codes)
         assert distances[found].tolist() == sorted(distances)[:20]
@@ -35,9 +40,9 @@ def test_top_is_a_full_sort(spread):
 
 
 def test_a_rotation_keeps_angles_and_itq_quantises_less(spread):
-    long = learn_map(spread, 256)
+    long = matrix(rotation(spread, 256))
     assert np.allclose(long[:, :128].T @ long[:, :128], np.eye(128), atol=1e-5)
-    short = learn_map(spread, 64)
+    short = matrix(rotation(spread, 64))
     assert np.allclose(short.T @ short, np.eye(64), atol=1e-5)
 
     def error(map_EB):
@@ -50,5 +55,33 @@ def test_a_rotation_keeps_angles_and_itq_quantises_less(spread):
 
 
 def test_seeded(spread):
-    assert (learn_map(spread, 64) == learn_map(spread, 64)).all()
-    assert (learn_map(spread, 64) != learn_map(spread, 64, seed=1)).any()
+    first = matrix(rotation(spread, 64))
+    assert (first == matrix(rotation(spread, 64))).all()
+    assert (first != matrix(rotation(spread, 64, seed=1))).any()
+    assert (matrix(gaussian(128, 64)) == matrix(gaussian(128, 64))).all()
+    assert (matrix(gaussian(128, 64)) != matrix(gaussian(128, 64, seed=1))).any()
+
+
+@pytest.mark.parametrize("hidden", [0, 24])
+def test_a_head_comes_back_from_disk(hidden, spread, tmp_path):
+    torch.manual_seed(0)
+    head = HashHead(128, 64, hidden)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+    head.save(tmp_path / "head.safetensors")
+    again = HashHead.load(tmp_path / "head.safetensors")
+    assert (again.embedding_dim, again.bits) == (128, 64)
+    assert (encode(spread, again) == encode(spread, head)).all()
+    x = np.sqrt(128) * torch.from_numpy(spread)
+    slow = x @ head.linear.weight.T + head.linear.bias
+    if hidden:
+        inner = x @ head.inner.weight.T + head.inner.bias
+        slow = slow + (0.5 * inner * (1 + torch.erf(inner / 2**0.5))) @ head.outer.weight.T + head.outer.bias
+    assert torch.allclose(again(torch.from_numpy(spread)), slow, atol=1e-3)
+
+
+def test_an_untrained_head_is_its_linear_map(spread):
+    head, plain = HashHead(128, 64, 32), HashHead(128, 64)
+    plain.linear.load_state_dict(head.linear.state_dict())
+    assert (encode(spread, head) == encode(spread, plain)).all()

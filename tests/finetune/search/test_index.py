@@ -107,6 +107,15 @@ def test_a_folder_that_is_no_index_is_not_replaced(pictures, ckpt, tmp_path, cap
         (["--images", "nowhere"], "`images` (=nowhere) must be a folder"),
         (["--images", "+empty"], "must hold images"),
         (["--images", "+pictures", "--bits", "64"], "`--bits` (=64) is for `--kind binary`; this is exact"),
+        (["--images", "+pictures", "--codes", "x"], "`--codes` (=x) is for `--kind binary`; this is exact"),
+        (
+            ["--images", "+pictures", "--kind", "binary", "--codes", "x", "--bits", "64"],
+            "`--bits` (=64) is decided by the head of `--codes` (=x)",
+        ),
+        (
+            ["--images", "+pictures", "--kind", "binary", "--codes", "x"],
+            "`codes` (=x) must be a folder that `finetune hash` wrote",
+        ),
         (["--images", "+pictures", "--kind", "binary", "--bits", "100"], "`--bits` (=100) must be a multiple of 64"),
     ],
 )
