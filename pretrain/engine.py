@@ -90,7 +90,9 @@ class Engine:
         self._engine._copy_recovery_script = lambda place: None  # it would be written at once
         self.zero, self.compiles = config.engine.zero, config.engine.compile
         self.flops: dict[tuple[str, ...], int] = {}
-        self._optimizer = optimizer
+        self._optimizer, self._clip = optimizer, config.optim.clip
+        if self._plain and distributed.world() == 1:
+            self._engine.enable_backward_allreduce = False  # it would copy all gradients to send them to nobody
         self._scale = LossScale() if config.engine.precision == "fp16" else None
         self.ema = None if config.optim.ema is None else Ema(self._engine.module, config.optim.ema)
 
@@ -183,20 +185,34 @@ class Engine:
         """Takes the step unless the reduced gradient, which decides alike on all ranks, is not finite.
 
         DeepSpeed's own optimizers look at its norm and skip the step with no more than a warning. The plain optimizer
-        of ZeRO 0 in fp32 would take it; there each rank holds the whole reduced gradient, so no collective is needed.
+        of ZeRO 0 in fp32 would take it; there each rank holds the whole reduced gradient, so no collective is needed,
+        and the norm serves clipping as well.
         """
-        if self._plain:
-            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-            if self._scale:
-                torch._foreach_div_(gradients, self._scale.value)
-            if not nn.utils.get_total_norm(gradients).isfinite():  # host sync here
-                self._engine.zero_grad()
-                return False
+        if self._plain and not self._clipped():
+            self._engine.zero_grad()
+            return False
         self._engine.step()
         moved = self._engine.was_step_applied()
         if self.ema and moved:
             self.ema.update()
         return moved
+
+    def _clipped(self) -> bool:
+        """Clips the plain optimizer's gradients; False where their norm is not finite.
+
+        A parameter that this step did not train gets zeros, as DeepSpeed's reduction over several ranks makes them.
+        """
+        trained = [parameter for _, parameter in self._trained()]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        if self._scale:
+            torch._foreach_div_(gradients, self._scale.value)
+        norm = nn.utils.get_total_norm(gradients).item()  # host sync here
+        if self._clip and norm > self._clip and math.isfinite(norm):
+            torch._foreach_mul_(gradients, self._clip / (norm + 1e-6))
+        return math.isfinite(norm)
 
     def snapshot(self, folder: Path) -> dict[Path, Any]:
         """Optimizer and engine state in host memory, by the file below `folder` that `torch.save` is to make of it.
@@ -329,7 +345,7 @@ def deepspeed_config(config: PretrainConfig, world: int) -> dict[str, Any]:
     derived = {
         "train_batch_size": config.data.global_batch,
         "train_micro_batch_size_per_gpu": config.data.global_batch // world,
-        "gradient_clipping": config.optim.clip,
+        "gradient_clipping": config.optim.clip if config.engine.zero else 0.0,  # the engine clips at stage 0
         "zero_optimization": {"stage": config.engine.zero, **_offload(config.engine.offload)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # theirs would be compiled at first use

@@ -1,12 +1,14 @@
 """What the training loop adds to the bare forward, backward and step of the same model, step by step in one process.
 
-    python benchmarks/engine/overhead.py [--rounds 5] [--steps 12] [--workers 0] [--clock cpu] [key=value ...]
+    python benchmarks/engine/overhead.py [--rounds 5] [--steps 14] [--workers 0] [--clock cpu] [key=value ...]
 
 A round trains the demo's model on generated scenes through `pretrain.train.fit` (stream, decoding, DeepSpeed, checks,
-metrics). After each of its steps the same batch goes through plain torch: forward, backward, clipping, AdamW. The loop
-is timed from the start of one step to the start of the next, less the plain step between. Reading and decoding take the
-cores that the model computes on, in place of running beside it, so the engine's share is told apart. On a machine that
-others use too, `--clock cpu` counts the processor time of this process in place of the wall's.
+metrics). At each of its steps the same batch goes through plain torch too: forward, backward, clipping, AdamW; before
+the engine's step and after it in turn, since a worker that prepares the next batch slows down whatever comes first. The
+loop is timed from the start of one step to the start of the next, less the plain step between. Without workers reading
+and decoding take the core that the model computes on, in place of running beside it, so the engine's share is told
+apart; give a worker a core of its own with OMP_NUM_THREADS. On a machine that others use too, `--clock cpu` counts the
+processor time of this process in place of the wall's.
 """
 
 import argparse
@@ -54,7 +56,7 @@ class Bare:
 
 
 class Timed(Engine):
-    """Takes every step twice, once plainly, and keeps the times: start, end of the engine's, end of the plain one."""
+    """Takes each step twice, once plainly; keeps when it began, and seconds of the engine and of plain torch."""
 
     times: list[tuple[float, float, float]]
     clock: Callable[[], float]
@@ -66,28 +68,35 @@ class Timed(Engine):
 
     def step(self, batch: Batch, lr: float, *arguments: object, **options: object) -> Stepped:
         start = Timed.clock()
+        plain = self._plainly(batch, lr) if len(Timed.times) % 2 else 0.0
+        before = Timed.clock()
         stepped = super().step(batch, lr, *arguments, **options)  # type: ignore[arg-type]
-        between = Timed.clock()
-        self.bare.step(batch, lr)
-        Timed.times.append((start, between, Timed.clock()))
+        engine = Timed.clock() - before
+        Timed.times.append((start, engine, plain or self._plainly(batch, lr)))
         return stepped
+
+    def _plainly(self, batch: Batch, lr: float) -> float:
+        before = Timed.clock()
+        self.bare.step(batch, lr)
+        return Timed.clock() - before
 
 
 def measured(config: PretrainConfig) -> tuple[float, float, float]:
     """Mean seconds of a step of the loop, of the engine and of plain torch."""
     fit(config)
-    loop, engine, plain = [], [], []
-    for (start, between, end), (following, *_) in zip(Timed.times[WARM:], Timed.times[WARM + 1 :], strict=False):
-        engine.append(between - start)
-        plain.append(end - between)
-        loop.append(following - start - plain[-1])
-    return statistics.mean(loop), statistics.mean(engine), statistics.mean(plain)
+    steps = list(zip(Timed.times[WARM:], Timed.times[WARM + 1 :], strict=False))
+    loop = [following - start - plain for (start, _, plain), (following, *_) in steps]
+    return (
+        statistics.mean(loop),
+        statistics.mean(engine for (_, engine, _), _ in steps),
+        statistics.mean(plain for (*_, plain), _ in steps),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("overrides", nargs="*")

@@ -108,7 +108,7 @@ def partition(config: PretrainConfig, step: Imagined, world: int) -> Shares:
     trained, zero = step.trained, config.engine.zero
     largest = max(group.elements for group in step.groups)
     if zero == 0:
-        message = FLOAT * min(trained, int(BUCKET) + max(step.elements))  # it always copies what it sends
+        message = FLOAT * min(trained, int(BUCKET) + max(step.elements)) if world > 1 else 0  # a copy of what it sends
         weights = FLOAT * step.whole
         return Shares(weights, 0, 0, FLOAT * step.moments, FLOAT * trained, 0, message, 0, largest)
     mine = -(-trained // world)
