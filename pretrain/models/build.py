@@ -12,7 +12,6 @@ from pretrain.models.fusion import TextQueriesImage
 from pretrain.models.initial import start_trunk
 from pretrain.models.interface import Attention, Encoded, Fused, ImageInput, Memory, ModelShape, TextInput
 from pretrain.models.joint import Joint
-from pretrain.models.projection import TextHead
 from pretrain.models.regions import RegionEmbedder
 from pretrain.models.text import self_contained_text
 from pretrain.models.tower import ImageTower, text_encoder, visual_embedder
@@ -36,7 +35,7 @@ class DuoModel(nn.Module):
             assert isinstance(self.vision, RegionEmbedder | ImageTower)
             self.vision.share_norm(self.text.embedding_norm)
         self.image_projection = _image_projection(self.vision.pooled_width, config)
-        self.text_projection = _text_projection(self.text.width, config)
+        self.text_projection = _projection(self.text.width, config)
         self._shared_text = config.fusion.shared_text
         self.fusion = _trunk(config, self.text.width, self.vision.width)
         if config.fusion.weights and self.fusion is not None:
@@ -112,12 +111,6 @@ def _projection(width: int, config: ModelConfig) -> nn.Module:
     layers = [nn.Linear(width, between.hidden), ACTIVATIONS[between.activation]()]
     norm = [nn.LayerNorm(between.hidden, config.fusion.eps)] if between.norm else []
     return nn.Sequential(*layers, *norm, nn.Linear(between.hidden, last, bias=config.projection_bias))
-
-
-def _text_projection(width: int, config: ModelConfig) -> nn.Module:
-    if config.text_head is None or config.embedding_dim is None:
-        return _projection(width, config)
-    return TextHead(config.text_head, width, config.embedding_dim)
 
 
 def _image_projection(width: int, config: ModelConfig) -> nn.Module:

@@ -205,14 +205,6 @@ class FusionConfig(BlocksConfig):
     recompute: bool = False
 
 
-class TextHeadConfig(Section):
-    """A projection of texts that is more than linear: beside the linear map a network of `hidden` units with `dropout`
-    behind a LayerNorm. For text encoders that stay frozen."""
-
-    hidden: int = Field(768, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-
-
 class ProjectionConfig(Section):
     """A layer of `hidden` units between an encoder's vector and the shared space, behind it a LayerNorm if `norm`."""
 
@@ -225,8 +217,8 @@ class ModelConfig(Section):
     """trunk x visual embedder x text embedder.
 
     `embedding_dim` is the size of the shared space that both sides are projected to, null for none; `projection_bias`
-    false leaves out the biases there (CLIP), `projection` puts a layer in between, `text_head` takes the place of the
-    text's projection. `image_projection` false takes the image's own vector, which then must have that size (ALIGN).
+    false leaves out the biases there (CLIP), `projection` puts a layer in between. `image_projection` false takes the
+    image's own vector, which then must have that size (ALIGN).
     """
 
     image_size: int = Field(224, ge=16)
@@ -235,6 +227,5 @@ class ModelConfig(Section):
     fusion: FusionConfig = FusionConfig()
     embedding_dim: int | None = Field(256, ge=8)
     projection_bias: bool = True
-    text_head: TextHeadConfig | None = None
     projection: ProjectionConfig | None = None
     image_projection: bool = True

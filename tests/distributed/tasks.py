@@ -30,7 +30,7 @@ TASKS = {
     "filip": tiny_config(objectives={"itc": {"similarity": "tokens", "label_smoothing": 0.1}}),
     "blip-2": tiny_config(objectives={"itc": {"similarity": "queries"}}),
     "lit": tiny_config(
-        model=tiny_config().model.model_dump() | {"text_head": {"hidden": 24}},
+        model=tiny_config().model.model_dump() | {"projection": {"hidden": 24}},
         objectives={"bank": {"soft": 0.2, "soft_temperature": 0.5}},
     ),
     "uniter": tiny_joint(

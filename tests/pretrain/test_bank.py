@@ -98,7 +98,7 @@ def test_a_text_encoder_that_is_trained_is_refused(configure):
 
 def test_colours_are_learned_from_the_bank_alone(configure, tmp_path):
     """Four groups, four texts: from 1.5 log 4 towards log 2 / 2, as each colour is there twice in a batch of eight."""
-    settings = ("run.steps=120", "run.log_every=20", "optim.lr=5e-3", "model.text_head={}", "model.text.pooling=mean")
+    settings = ("run.steps=120", "run.log_every=20", "optim.lr=5e-3", "model.text.pooling=mean")
     fit(configure(*BANK, *settings), Colours())
     assert logged(tmp_path / "run")[-1]["loss/bank"] < 0.5 * math.log(4)
 
