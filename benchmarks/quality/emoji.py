@@ -51,10 +51,11 @@ STARTUP = 10.0  # seconds that our run takes before the first step and for its c
 
 @dataclass(frozen=True)
 class Peer:
-    """open_clip's settings: AdamW as it has it, at a rate for small batches, and its SimCLR-like augmentation."""
+    """open_clip's settings: AdamW as it has it, its SimCLR-like augmentation, and a rate that was chosen on validation
+    out of 3e-4, 1e-3 and 3e-3."""
 
-    batch: int = 256
-    lr: float = 2e-3
+    batch: int = 128
+    lr: float = 1e-3
     weight_decay: float = 0.1
     warm_up: float = 0.05  # share of the time
 
