@@ -8,8 +8,7 @@ al., arXiv:1308.3432; BinaryNet, arXiv:1602.02830). With s(t, i) = e^z <b_t, b_i
     contrast    -log of the probability of a pair's own partner under softmax(s), both ways (DCMH, arXiv:1602.02255)
     quantised   (|h| - 1)^2: outputs near the signs they become (HashNet's aim, arXiv:1702.00758)
 
-WEIGHTS says how they are added. Balance of bits, noise on the embeddings and images against images were tried and
-gained nothing.
+WEIGHTS says how they are added. Balance of bits was tried and gained nothing; noise on the embeddings lost recall.
 
 Shapes: P pairs of a batch, B bits.
 """
