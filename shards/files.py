@@ -12,7 +12,16 @@ import pyarrow as pa
 
 from shards.cache import FileCache
 from shards.errors import Stopped, UserError
-from shards.manifest import MANIFEST, Manifest, ShardEntry, check_version, decode_manifest, read_index, read_manifest
+from shards.manifest import (
+    MANIFEST,
+    READ_COLUMNS,
+    Manifest,
+    ShardEntry,
+    check_version,
+    decode_manifest,
+    read_index,
+    read_manifest,
+)
 from shards.order import WINDOW
 from shards.remote import NotServed, Patience, RemoteFolder, is_remote
 
@@ -34,7 +43,9 @@ class Files(Protocol):
 
     def manifest(self) -> Manifest: ...
 
-    def index(self, entry: ShardEntry) -> pa.Table: ...
+    def index(self, entry: ShardEntry) -> pa.Table:
+        """What of the index reading samples takes."""
+        ...
 
     def tar(self, entry: ShardEntry) -> Tar: ...
 
@@ -58,7 +69,7 @@ class LocalFiles:
         return read_manifest(self.folder)
 
     def index(self, entry: ShardEntry) -> pa.Table:
-        return read_index(self.folder / entry.index_name)
+        return read_index(self.folder / entry.index_name, READ_COLUMNS)
 
     def tar(self, entry: ShardEntry) -> Tar:
         return LocalTar(self.folder / entry.name)
@@ -106,7 +117,7 @@ class RemoteFiles:
             if self.cache
             else self._index(entry)
         )
-        return read_index(BytesIO(content))
+        return read_index(BytesIO(content), READ_COLUMNS)
 
     def _index(self, entry: ShardEntry) -> bytes:
         return self.folder.read(entry.index_name, lambda content: _checked(content, entry.index_sha256))

@@ -16,6 +16,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -230,8 +231,19 @@ def index_bytes(rows: list[dict[str, Any]], proof: dict[str, str]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_index(file: Path | BytesIO) -> pa.Table:
-    """Reads one index. Raises OSError or `pyarrow.ArrowInvalid` where it is missing or damaged."""
-    with pq.ParquetFile(file, pre_buffer=False) as index:
+MEMBERS = ("image", "json", *ARRAYS, "txt")
+"""What a sample may have in its shard, as the index names it."""
+READ_COLUMNS = frozenset(
+    {"key", "extension"} | {f"{name}_{part}" for name in MEMBERS for part in ("offset", "size", "crc32")}
+)
+"""Of the index, what reading samples takes."""
+
+
+def read_index(file: Path | BytesIO, columns: Collection[str] | None = None) -> pa.Table:
+    """Reads one index, or those of `columns` that it has; raises OSError or `pyarrow.ArrowInvalid` where it is missing
+    or damaged."""
+    opened = pa.OSFile(str(file)) if isinstance(file, Path) else file  # Finding the file's system takes 0.1 ms.
+    with pq.ParquetFile(opened, pre_buffer=False) as index:
+        wanted = None if columns is None else [name for name in index.schema_arrow.names if name in columns]
         # No threads: the reader runs in forked workers, where a parent's thread pool is not alive.
-        return index.read(use_threads=False)
+        return index.read(columns=wanted, use_threads=False)

@@ -20,9 +20,9 @@ from shards.cache import FileCache
 from shards.errors import DamagedSample
 from shards.files import Files, LocalTar, open_files
 from shards.foreign import foreign_sample
-from shards.manifest import Foreign, Manifest, ShardEntry
+from shards.manifest import MEMBERS, Foreign, Manifest, ShardEntry
 from shards.remote import NotServed, Patience
-from shards.sample import ARRAYS, Encoded, Identity, Sample, sample_from_members
+from shards.sample import Encoded, Identity, Sample, sample_from_members
 from shards.soundness import MEMBER_BYTES
 
 OPEN_SHARDS = 64
@@ -173,7 +173,7 @@ class _OpenShard:
         if tar.decode() != entry.sha256:
             raise ValueError("its index is that of another shard")
         self.keys, self.extensions = index["key"].combine_chunks(), index["extension"].combine_chunks()
-        places = {name: _places(index, name) for name in ("image", "json", *ARRAYS, "txt")}
+        places = {name: _places(index, name) for name in MEMBERS}
         self.members = [name for name, place_N3 in places.items() if place_N3.any()]
         self.places_NM3 = np.stack([places[name] for name in self.members or ["image"]], axis=1)
         most_M = np.array([MEMBER_BYTES[name] for name in self.members or ["image"]])

@@ -7,6 +7,7 @@ r-th of W equal contiguous parts. A batch may straddle two epochs, so every samp
 every batch is full. A quarantined batch is passed over by all ranks: its number is not used again.
 """
 
+import errno
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -63,7 +64,7 @@ class ShardStream(Generic[ItemT]):
     Raises:
         UserError: sizes that do not divide, a folder that is no shard set, a weight that is not positive.
         DamagedSample: while iterating, when more is damaged than the budget allows.
-        Stopped: while iterating, when a worker was killed; `state_dict` tells where to go on.
+        Stopped: while iterating, when workers cannot be started, or one was killed; `state_dict` tells where to go on.
     """
 
     def __init__(
@@ -257,7 +258,12 @@ def _opened(place: Place) -> Source:
 
 def _from_workers(loader: DataLoader[Part]) -> Iterator[Part]:
     try:
-        yield from loader
+        parts = iter(loader)
+    except OSError as error:  # Their locks take a page of /dev/shm, which may be full.
+        where = " in /dev/shm" if error.errno == errno.ENOSPC else ""
+        raise Stopped(f"`workers` (={loader.num_workers}) could not be started: {error.strerror}{where}") from error
+    try:
+        yield from parts
     except RuntimeError as error:
         if "DataLoader worker (pid" not in str(error):
             raise

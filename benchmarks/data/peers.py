@@ -35,6 +35,8 @@ from pretrain.data.transforms import Box
 from shards.write import build_shards
 
 SIZE = 224
+SAMPLES_PER_SHARD = 592
+"""64 MB of the photos, as in the chunks of the peers that have their own format."""
 SCALE = (0.9, 1.0)
 """The smallest and largest share of the area that a crop keeps: open_clip's default."""
 BICUBIC = v2.InterpolationMode.BICUBIC
@@ -242,7 +244,7 @@ PEERS = (
 def prepare(held: Held, folder: Path) -> None:
     """The photos in every arm's form, where they are not there yet."""
     if not (folder / "ours").exists():
-        build_shards(held, folder / "ours", samples_per_shard=128)
+        build_shards(held, folder / "ours", samples_per_shard=SAMPLES_PER_SHARD)
     for peer in PEERS:
         if not (folder / peer.name).exists():
             peer.write(held, folder / peer.name)

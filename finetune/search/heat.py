@@ -41,9 +41,10 @@ def grid_side(encoder: Encoder) -> int | None:
 
 @torch.inference_mode()
 def word_heat(encoder: Encoder, text: str, image: Encoded, side: int) -> list[WordHeat]:
-    """The words of `text` over one picture; those past `data.max_tokens` are left out."""
+    """The words of `text` over one picture, without punctuation; those past `data.max_tokens` are left out."""
     model = encoder.model
-    words = encoder.checkpoint.tokenizer.spelt(text, encoder.checkpoint.config.data.max_tokens)
+    spelt = encoder.checkpoint.tokenizer.spelt(text, encoder.checkpoint.config.data.max_tokens)
+    words = [(word, places) for word, places in spelt if any(map(str.isalnum, word))] or spelt
     text_LE = F.normalize(model.text_projection(encoder.texts([text]).tokens_BTD[0]), dim=-1)
     image_NE = F.normalize(model.image_projection(image.tokens_BTD[0, model.shape.image_prefix :]), dim=-1)
     similarity_LN = text_LE @ image_NE.T

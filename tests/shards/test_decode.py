@@ -33,6 +33,17 @@ def test_jpeg_equals_pillow(photo: Image.Image, options: dict[str, Any]) -> None
     assert image_size(content) == (40, 24)
 
 
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "gif", "jpeg", "rotated"])
+def test_a_view_decodes_as_its_bytes_do(photo: Image.Image, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(photo, "jpeg", exif=exif) if kind == "rotated" else encode(photo, kind)
+    view = memoryview(b"." + content)[1:]
+    assert image_size(view) == image_size(content)
+    assert np.array_equal(decode_image(view, "jpg"), decode_image(content, "jpg"))
+    assert (decode_image(view, "jpg").shape == (40, 24, 3)) == (kind == "rotated")
+
+
 @pytest.mark.parametrize("kind", ["png", "webp", "bmp", "tiff", "gif"])
 def test_other_kinds(photo: Image.Image, kind: str) -> None:
     flat = Image.new("RGB", (5, 3), (200, 40, 90))

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,13 @@ def test_damage_names_shard_ordinal_and_reason(shard_folder: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:520])
     with pytest.raises(DamagedSample, match=r"^shard-000003.tar, sample 0: the image ends after 8 of \d+ bytes$"):
         ShardSet(shard_folder)[24]
+
+
+def test_reading_imports_no_pandas(shard_folder: Path) -> None:
+    """Some calls of pyarrow's do, and each worker would lose half a second to it."""
+    code = "import sys; from shards.reader import ShardSet; ShardSet(sys.argv[1])[49]; print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, shard_folder], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_pickle_and_fork(shard_folder: Path, make_source: Any) -> None:

@@ -227,6 +227,26 @@ def test_a_killed_worker_is_one_sentence(shards):
         deque(islice(batches, 1000), maxlen=0)
 
 
+FEW_FILES = """
+import os, resource, sys
+from shards.errors import Stopped
+from shards.stream import ShardStream
+stream = ShardStream(sys.argv[1], 4, workers=2)
+opened = len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 3, opened + 3))
+try:
+    next(stream.batches())
+except Stopped as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which files are open")
+def test_workers_that_cannot_start_are_one_sentence(shards):
+    done = subprocess.run([sys.executable, "-c", FEW_FILES, shards], capture_output=True, text=True, check=True)
+    assert done.stdout == "`workers` (=2) could not be started: Too many open files\n"
+
+
 ENDLESS = """
 import multiprocessing, sys
 from shards.stream import ShardStream

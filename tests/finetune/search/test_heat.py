@@ -32,6 +32,13 @@ def test_cosines_one_by_one(searcher):
                 assert word.heat[y][x] == pytest.approx(float(cosine), abs=1e-4)
 
 
+def test_punctuation_is_a_word_only_where_there_is_no_other(searcher):
+    image = searcher.encoded([3])
+    of_words = word_heat(searcher.encoder, "a red, kite!", image, 2)
+    assert [word.word for word in of_words] == ["a", "red", "kite"]
+    assert [word.word for word in word_heat(searcher.encoder, "?!", image, 2)]
+
+
 @pytest.mark.parametrize(
     ("vision", "side"),
     [

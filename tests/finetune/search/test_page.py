@@ -1,4 +1,5 @@
-"""The page in a real browser without a window: it searches, shows what the server found, and lays a heat map on it."""
+"""The page in a real browser without a window: it searches, shows what the server found, and lays a heat map on it.
+The report in the same browser, as narrow as a phone."""
 
 import re
 import shutil
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.report import write_report
 from finetune.search.query import Query, Searcher
 from tests.finetune.search.test_server import running
 
@@ -47,3 +49,15 @@ def test_search_rerank_and_heat(browser, indexed, tmp_path):
     shown = np.array(Image.open(picture).convert("RGB"))
     assert shown.shape == (800, 1100, 3)
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 1000, "pictures and a heat map, not an empty page"
+
+
+def test_a_narrow_report_hides_no_query(browser, results_file, tmp_path):
+    page = tmp_path / "report.html"
+    write_report([results_file()], [], page)
+    measure = "[...document.querySelectorAll('.query')].map((query) => query.offsetHeight).join()"
+    page.write_text(page.read_text() + f"<script>document.title = innerWidth + ':' + {measure};</script>")
+    dom = see(browser, tmp_path, "--window-size=500,900", "--dump-dom", page.as_uri())
+    width, heights = re.search(r"<title>(\d+):([\d,]+)</title>", dom).groups()
+    assert int(width) <= 700, "where the rules for phones hold"
+    assert len(heights.split(",")) == page.read_text().count('<div class="query')
+    assert min(map(int, heights.split(","))) > 50
