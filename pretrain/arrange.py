@@ -12,6 +12,8 @@ from pretrain.stacks import blocks
 from pretrain.task import Task
 from shards.errors import UserError
 
+NO_BLOCKS = "`engine.{}` (=True) matches no layer: the model has no stack of blocks"
+
 
 def arrange(task: Task, config: EngineConfig) -> None:
     """Sets the task up as `config` says; also on the meta device, to find out what cannot work.
@@ -24,17 +26,33 @@ def arrange(task: Task, config: EngineConfig) -> None:
     task.micro_batches = config.accumulation
     task.autocast = AUTOCAST[config.precision]
     found = dict(blocks(task))
-    for name in ("compile", "activation_checkpointing"):
-        if getattr(config, name) and not found:
-            raise UserError(f"`engine.{name}` (=True) matches no layer: the model has no stack of blocks")
+    if config.compile and not found:
+        raise UserError(NO_BLOCKS.format("compile"))
     if config.compile:
         _need_compiler()
+    sparing = _sparing(list(found), config.activation_checkpointing)
     for name, block in found.items():
         if config.compile:
             block.forward = torch.compile(block.forward)
-        if config.activation_checkpointing:
-            _refuse_batch_norm(block, "`engine.activation_checkpointing` (=True)", "statistics counted twice", name)
+        if name in sparing:
+            setting = f"`engine.activation_checkpointing` (={config.activation_checkpointing})"
+            _refuse_batch_norm(block, setting, "statistics counted twice", name)
             block.forward = recomputed(block.forward)
+
+
+def _sparing(names: list[str], wanted: bool | list[str]) -> set[str]:
+    """The blocks that keep their inputs alone."""
+    if wanted is False:
+        return set()
+    if not names:
+        raise UserError(NO_BLOCKS.format("activation_checkpointing"))
+    if wanted is True:
+        return set(names)
+    for prefix in wanted:
+        if not any(name.startswith(prefix) for name in names):
+            stacks = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in names))
+            raise UserError(f"`engine.activation_checkpointing` (={prefix}) matches no block; blocks are in {stacks}")
+    return {name for name in names if name.startswith(tuple(wanted))}
 
 
 def _need_compiler() -> None:

@@ -184,15 +184,16 @@ class EngineConfig(Section):
     `precision` `bf16` and `fp16` are autocast: layers multiply in it; weights, gradients and optimizer stay float32,
     and `fp16` scales the loss as high as gradients allow.
     `accumulation` divides each rank's part of the global batch into this many micro batches: the same step in less
-    memory, for one more forward. `activation_checkpointing` keeps the inputs of each block alone, `compile` fuses the
-    inside of each block, and `offload` keeps the optimizer's state, or also the weights (`all`), on the host.
+    memory, for one more forward. `activation_checkpointing` keeps the inputs of each block alone (true), or of those
+    whose names start with one of a list (`[model.fusion.]`: the trunk's). `compile` fuses the inside of each block, and
+    `offload` keeps the optimizer's state, or also the weights (`all`), on the host.
     `deepspeed` is merged into DeepSpeed's configuration, for keys this file does not name.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulation: int = Field(1, ge=1)
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | list[str] = False
     compile: bool = False
     offload: Literal["none", "optimizer", "all"] = "none"
     deepspeed: dict[str, Any] = Field({})

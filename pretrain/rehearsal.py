@@ -65,7 +65,7 @@ def _no_memory(error: BaseException) -> bool:
 def _advice(config: PretrainConfig, world: int, reason: str) -> str:
     batch, engine = config.data.global_batch, config.engine
     raise_too = [f"raise `engine.accumulation` (={engine.accumulation})"]
-    if not engine.activation_checkpointing:
+    if engine.activation_checkpointing is not True:
         raise_too.append("set `engine.activation_checkpointing`")
     return (
         f"`data.global_batch` (={batch}), {batch // world} pairs of up to {config.data.max_tokens} tokens a rank, must "

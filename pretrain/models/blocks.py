@@ -8,12 +8,11 @@ width, C key width, H heads, d width of a head.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.packing import Narrow, Packing, put, take
 from shards.errors import UserError
@@ -189,13 +188,6 @@ class CrossBlock(Block):
         if other is not None:
             x_PD = self._residual(1, x_PD, lambda x_PD: self.cross_attention(x_PD, queries, other, mask_B1LS))
         return self._residual(2, x_PD, self.feed_forward)
-
-
-def run(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
-    """The block's output; with `recompute`, what it computed inside is thrown away and computed again backwards."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(block, *inputs, use_reentrant=False)
-    return block(*inputs)
 
 
 def initialize(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pretrain.models.blocks import Attention, Block, BlockShape, FeedForward, SelfBlock, initialize, run
+from pretrain.models.blocks import Attention, Block, BlockShape, FeedForward, SelfBlock, initialize
 from pretrain.models.config import CoAttentionConfig, FusionConfig
 from pretrain.models.interface import Attention as AttentionPolicy
 from pretrain.models.interface import Encoded, Fused, Memory
@@ -93,7 +93,6 @@ class CoAttention(nn.Module):
         self.text_norm = nn.LayerNorm(text_width, config.eps) if pre else nn.Identity()
         self.image_norm = nn.LayerNorm(image_width, config.eps) if pre else nn.Identity()
         self.pooler = PairPooler(config, text_width, image_width)
-        self.recompute = config.recompute
         initialize(self)
 
     def remember(self, image: Encoded) -> Memory:
@@ -103,7 +102,7 @@ class CoAttention(nn.Module):
         image_QC = packing.pack(image_BNC)
         for kind, block in self._alone():
             if kind == "image":
-                image_QC = run(block, self.recompute, image_QC, packing, packing.keys_B11T)
+                image_QC = block(image_QC, packing, packing.keys_B11T)
         return Memory(image.mask_BT, packing.pad(image_QC))
 
     def forward(self, text: Encoded, memory: Memory, attention: AttentionPolicy = "bidirectional") -> Fused:
@@ -118,11 +117,11 @@ class CoAttention(nn.Module):
         for kind, block in chain(alone, self._together()):
             match kind:
                 case "text":
-                    text_PD = run(block, self.recompute, text_PD, texts, texts.keys_B11T)
+                    text_PD = block(text_PD, texts, texts.keys_B11T)
                 case "image":
-                    image_QC = run(block, self.recompute, image_QC, images, images.keys_B11T)
+                    image_QC = block(image_QC, images, images.keys_B11T)
                 case "cross":
-                    text_PD, image_QC = run(block, self.recompute, text_PD, image_QC, texts, images)
+                    text_PD, image_QC = block(text_PD, image_QC, texts, images)
         text_BLD, image_BNC = texts.pad(self.text_norm(text_PD)), images.pad(self.image_norm(image_QC))
         return Fused(text_BLD, image_BNC, self.pooler(text_BLD, image_BNC))
 

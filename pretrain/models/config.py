@@ -185,10 +185,9 @@ class FusionConfig(BlocksConfig):
     `concatenate`d (METER). `types` adds a learned vector per modality; `multiway` gives image tokens their own
     feed-forward and `image_on_text` adds the first image token to every text token (VL-BERT), in joint alone.
     `shared_text`: the layers in which text queries the image also encode text alone, by leaving that out (BLIP); the
-    text encoder then only embeds. `recompute` saves memory: activations are computed again in the backward. `weights`
-    is null for random layers, else a local file or folder, a `package:` place, or `hf:USER/NAME[@REVISION]` for a
-    repository with a model.safetensors, of a BERT as transformers keeps it or of a ViT as timm does, of which
-    `first_layer` starts the trunk's first.
+    text encoder then only embeds. `weights` is null for random layers, else a local file or folder, a `package:` place,
+    or `hf:USER/NAME[@REVISION]` for a repository with a model.safetensors, of a BERT as transformers keeps it or of a
+    ViT as timm does, of which `first_layer` starts the trunk's first.
     """
 
     trunk: Trunk = "text_queries_image"
@@ -202,7 +201,18 @@ class FusionConfig(BlocksConfig):
     decoder_depth: int | None = Field(None, ge=1)
     weights: str | None = None
     first_layer: int = Field(0, ge=0)
-    recompute: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, values: Any) -> Any:
+        """Checkpoints of before name `recompute`, which their weights do not depend on."""
+        if not isinstance(values, dict) or "recompute" not in values:
+            return values
+        if values["recompute"]:
+            raise ValueError(
+                "`model.fusion.recompute` (=True) is now `engine.activation_checkpointing=[model.fusion.]`"
+            )
+        return {name: value for name, value in values.items() if name != "recompute"}
 
 
 class ProjectionConfig(Section):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.blocks import CrossBlock, SelfBlock, initialize, run
+from pretrain.models.blocks import CrossBlock, SelfBlock, initialize
 from pretrain.models.config import FusionConfig
 from pretrain.models.interface import Attention, Encoded, Fused, Memory
 from pretrain.models.masks import text_mask
@@ -26,7 +26,6 @@ class EncoderDecoder(nn.Module):
         if text_width != image_width:
             raise UserError(f"`model.vision` yields width {image_width}; this trunk needs the text's {text_width}")
         width, shape = text_width, config.block
-        self.recompute = config.recompute
         self.encoder = nn.ModuleList(SelfBlock(width, shape) for _ in range(config.depth))
         decoder_depth = config.decoder_depth or config.depth
         self.decoder: Sequence[CrossBlock] = nn.ModuleList(  # type: ignore[assignment]  # it forgets what it holds
@@ -56,12 +55,12 @@ class EncoderDecoder(nn.Module):
         read, written = Packing.of(torch.cat([given_BL, memory.mask_BN], 1)), Packing.of(text.mask_BT)
         x_QD = read.pack(torch.cat([text.tokens_BTD, memory.tokens_BND], 1))
         for block in self.encoder:
-            x_QD = run(block, self.recompute, x_QD, read, read.keys_B11T)
+            x_QD = block(x_QD, read, read.keys_B11T)
         x_QD = self.encoder_norm(x_QD)
         text_PD, mask_B1LL = written.pack(text.tokens_BTD), text_mask(written, causal=True)
         for block in self.decoder:
             keys_and_values = block.cross_attention.keys_and_values(x_QD, read)
-            text_PD = run(block, self.recompute, text_PD, written, mask_B1LL, keys_and_values, read.keys_B11T)
+            text_PD = block(text_PD, written, mask_B1LL, keys_and_values, read.keys_B11T)
         text_BLD, image_BND = written.pad(self.decoder_norm(text_PD)), read.pad(x_QD)[:, texts:]
         return Fused(text_BLD, image_BND, self.pooler(text_BLD, image_BND))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pretrain.models.blocks import CrossBlock, run
+from pretrain.models.blocks import CrossBlock
 from pretrain.models.config import FusionConfig
 from pretrain.models.interface import Attention, Encoded, Fused, Memory
 from pretrain.models.masks import keep_first, text_mask, unless_all
@@ -23,7 +23,6 @@ class TextQueriesImage(nn.Module):
         # Pre-norm leaves the residual stream unnormalised at the end; post-norm blocks end with a norm of their own.
         self.final_norm = nn.LayerNorm(text_width, config.eps) if config.norm == "pre" else nn.Identity()
         self.pooler = PairPooler(config, text_width, image_width)
-        self.recompute = config.recompute
 
     def remember(self, image: Encoded) -> Memory:
         """The keys and values of all layers: they depend on the image alone, so each image pays for them once."""
@@ -37,7 +36,7 @@ class TextQueriesImage(nn.Module):
         packing = Packing.of(mask_BL)
         x_PD, mask_B1LL = packing.pack(tokens_BLD), text_mask(packing, causal)
         for block in self.blocks:
-            x_PD = run(block, self.recompute, x_PD, packing, mask_B1LL)
+            x_PD = block(x_PD, packing, mask_B1LL)
         return packing.pad(self.final_norm(x_PD))
 
     def forward(self, text: Encoded, memory: Memory, attention: Attention = "bidirectional") -> Fused:
@@ -56,6 +55,6 @@ class TextQueriesImage(nn.Module):
             narrow = Narrow.of(packing, keep_first(text.read_BT))
         for block, keys_and_values in zip(self.blocks, memory.layers, strict=True):
             last = narrow if block is self.blocks[-1] else None
-            x_PD = run(block, self.recompute, x_PD, packing, mask_B1LL, keys_and_values, mask_B11N, last)
+            x_PD = block(x_PD, packing, mask_B1LL, keys_and_values, mask_B11N, last)
         text_BLD = (packing if narrow is None else narrow.kept).pad(self.final_norm(x_PD))
         return Fused(text_BLD, None, self.pooler(text_BLD, None))

@@ -6,7 +6,7 @@ Shapes: B pairs, L text tokens, N image tokens, T = L + N, P tokens that are the
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.blocks import SelfBlock, initialize, run
+from pretrain.models.blocks import SelfBlock, initialize
 from pretrain.models.config import FusionConfig
 from pretrain.models.interface import Attention, Encoded, Fused, Memory
 from pretrain.models.masks import joint_mask, keep_first
@@ -22,7 +22,7 @@ class Joint(nn.Module):
         super().__init__()
         if text_width != image_width:
             raise UserError(f"`model.vision` yields width {image_width}; `joint` needs that of the text, {text_width}")
-        self.recompute, self.multiway = config.recompute, config.multiway
+        self.multiway = config.multiway
         self.image_norm = nn.LayerNorm(text_width, config.eps) if config.image_on_text else None
         self.types = nn.Embedding(2, text_width) if config.types else None
         self.blocks = nn.ModuleList(SelfBlock(text_width, config.block, config.multiway) for _ in range(config.depth))
@@ -53,7 +53,7 @@ class Joint(nn.Module):
             narrow = Narrow.of(packing, torch.cat([keep_first(text.read_BT), image_BN], 1))
         for block in self.blocks:
             last = narrow if block is self.blocks[-1] else None
-            x_PD = run(block, self.recompute, x_PD, packing, mask_B1TT, sides, last)
+            x_PD = block(x_PD, packing, mask_B1TT, sides, last)
         x_BTD = (packing if narrow is None else narrow.kept).pad(self.final_norm(x_PD))
         text_BLD, image_BND = x_BTD[:, :texts], x_BTD[:, texts:]
         return Fused(text_BLD, image_BND, self.pooler(text_BLD, image_BND))

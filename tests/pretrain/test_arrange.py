@@ -7,6 +7,7 @@ from torch import Tensor
 from pretrain.arrange import arrange
 from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.engine import Engine, start_process_group
+from pretrain.models.config import FusionConfig
 from pretrain.precision import LossScale
 from pretrain.settings import merge, parse_config
 from pretrain.stacks import blocks
@@ -220,3 +221,26 @@ def test_every_block_is_recomputed():
     task(random_batch(8))["loss"].backward()
     for name, _ in blocks(task):
         assert calls.count(f"inside {name}") == 2 * calls.count(name) > 0
+
+
+def test_blocks_of_the_trunk_alone_are_recomputed():
+    """Beside an image tower that cannot run twice."""
+    vision = {"name": "resnet10t", "options": {"channels": [8, 16, 24, 32]}}
+    task = task_of(tiny_config(model=tiny().model_dump()["model"] | {"image_size": 64, "vision": vision}))
+    with pytest.raises(UserError, match="needs a model without BatchNorm"):
+        arrange(task, EngineConfig(activation_checkpointing=True))
+    before = {name: block.forward for name, block in blocks(task)}
+    arrange(task, EngineConfig(activation_checkpointing=["model.fusion."]))
+    changed = {name for name, block in blocks(task) if block.forward != before[name]}
+    assert changed == {name for name in before if name.startswith("model.fusion.")} != set()
+    with pytest.raises(
+        UserError, match=r"`engine\.activation_checkpointing` \(=model\.trunk\) matches no block; blocks"
+    ):
+        arrange(task, EngineConfig(activation_checkpointing=["model.trunk"]))
+
+
+def test_checkpoints_of_before_are_read():
+    """They name a setting of the trunk that the engine's has replaced."""
+    assert parse_config(FusionConfig, {"recompute": False}) == FusionConfig()
+    with pytest.raises(UserError, match=r"is now `engine\.activation_checkpointing=\[model\.fusion\.\]`"):
+        parse_config(FusionConfig, {"recompute": True})

@@ -124,15 +124,6 @@ def test_what_is_not_there_changes_nothing(attention):
     torch.testing.assert_close(two.image_BND[:, :IMAGES][IMAGE_MASK], one.image_BND[IMAGE_MASK], rtol=0, atol=1e-12)
 
 
-def test_recomputing_gives_the_same_gradients():
-    gradients = []
-    for recompute in (False, True):
-        model, (text, image) = trunk(norm="pre", recompute=recompute), sides()
-        model(text, model.remember(image)).pooled_BD.square().sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
 @torch.no_grad()
 def test_poolers():
     text, image = torch.randn(2, 3, D), torch.randn(2, 2, 5)
