@@ -12,8 +12,10 @@ import torch.distributed as dist
 
 LAST_SECONDS = 10.0
 """Longest wait, at the end of a process, for threads that finish a collective."""
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
+KEPT_BYTES = 256 * 2**20
+"""Larger blocks go back to the system when they are released."""
 
 
 def world_from_environment() -> int:
@@ -82,10 +84,10 @@ def keep_memory() -> None:
     """Keeps what tensors on the CPU release for those of the next step.
 
     glibc hands large blocks back to the system at once, which then clears each page anew: up to half of a step's time.
-    `MALLOC_MMAP_MAX_` and `MALLOC_TRIM_THRESHOLD_` in the environment are left as they are, as are other allocators.
+    `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the environment are left as they are, as are other allocators.
     """
     for option, value, variable in (
-        (M_MMAP_MAX, 0, "MALLOC_MMAP_MAX_"),
+        (M_MMAP_THRESHOLD, KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_"),
         (M_TRIM_THRESHOLD, -1, "MALLOC_TRIM_THRESHOLD_"),
     ):
         if variable not in os.environ:

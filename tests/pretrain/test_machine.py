@@ -34,5 +34,5 @@ def test_a_tensor_takes_the_memory_of_the_one_before():
 
 
 def test_what_the_environment_says_stays():
-    given = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    given = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     assert page_faults("keep", **given) > 9 * PAGES
