@@ -84,7 +84,8 @@ def keep_memory() -> None:
     """Keeps what tensors on the CPU release for those of the next step.
 
     glibc hands large blocks back to the system at once, which then clears each page anew: up to half of a step's time.
-    `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the environment are left as they are, as are other allocators.
+    `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the environment are left as they are; so are other
+    allocators.
     """
     for option, value, variable in (
         (M_MMAP_THRESHOLD, KEPT_BYTES, "MALLOC_MMAP_THRESHOLD_"),
