@@ -16,7 +16,7 @@ from pretrain.task import Task
 from pretrain.train import check
 from shards.errors import UserError
 from tests.pretrain.test_micro import DROPOUT, kept_bytes
-from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
+from tests.pretrain.tiny import SMALL_BUCKETS, VOCABULARY, random_batch, tiny_config
 
 
 def tiny(**sections: object) -> PretrainConfig:
@@ -130,7 +130,7 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], atol: flo
 
 
 def half(zero: int) -> PretrainConfig:
-    return tiny(engine={"zero": zero, "precision": "fp16"}, optim={"clip": 0.5})
+    return tiny(engine={"zero": zero, "precision": "fp16", "deepspeed": SMALL_BUCKETS}, optim={"clip": 0.5})
 
 
 @pytest.mark.parametrize("zero", range(4))
@@ -198,7 +198,7 @@ def test_offloading_leaves_the_numbers_alone(zero, offload):
     start_process_group()
     runs = []
     for engine in ({"zero": zero}, {"zero": zero, "offload": offload}):
-        config = tiny(engine=engine, optim={"ema": 0.9})
+        config = tiny(engine=engine | {"deepspeed": SMALL_BUCKETS}, optim={"ema": 0.9})
         built = Engine(task_of(config), config)
         losses = [built.step(random_batch(8, seed=step), lr=3e-3).losses["loss"] for step in range(3)]
         assert built.ema

@@ -10,7 +10,7 @@ from pretrain.task import Task
 from pretrain.train import fit
 from shards.errors import UserError
 from tests.pretrain.runs import weights
-from tests.pretrain.tiny import VOCABULARY, random_batch, tiny_config
+from tests.pretrain.tiny import SMALL_BUCKETS, VOCABULARY, random_batch, tiny_config
 
 
 def test_a_run_saves_the_average_and_it_can_be_opened(configure, tmp_path):
@@ -38,10 +38,10 @@ def test_a_run_without_average_says_so(configure, tmp_path):
 @pytest.mark.parametrize("zero", range(4))
 def test_the_average_is_taken_up_at_any_stage(zero):
     start_process_group()
-    optim = {"ema": 0.9}
+    optim, engine = {"ema": 0.9}, {"zero": zero, "deepspeed": SMALL_BUCKETS}
     first, second = (
         Engine(Task(config.model, config.objectives, VOCABULARY), config)
-        for config in (tiny_config(optim=optim), tiny_config(optim=optim, engine={"zero": zero}))
+        for config in (tiny_config(optim=optim), tiny_config(optim=optim, engine=engine))
     )
     first.step(random_batch(8), lr=0.1)
     assert first.ema

@@ -12,7 +12,7 @@ from pretrain.rehearsal import largest
 from pretrain.task import Task
 from pretrain.train import fit
 from tests.pretrain.runs import files, logged, weights
-from tests.pretrain.tiny import CLASSES, VOCABULARY, random_batch, region_batch, tiny_config, tiny_joint
+from tests.pretrain.tiny import CLASSES, SMALL_BUCKETS, VOCABULARY, random_batch, region_batch, tiny_config, tiny_joint
 from tests.ranks import environment
 
 STAGES = range(4)
@@ -25,7 +25,7 @@ SETTINGS = (
 )
 BATCH_NORM = "model.vision={name: resnet10t, options: {channels: [8, 16, 24, 32]}}"
 KINDS = {
-    **{f"zero {zero}": (f"engine.zero={zero}",) for zero in STAGES},
+    **{f"zero {zero}": (f"engine.zero={zero}", f"engine.deepspeed={SMALL_BUCKETS}") for zero in STAGES},
     "bf16": ("engine.precision=bf16", "engine.zero=1"),
     "accumulation": ("engine.accumulation=2", "engine.activation_checkpointing=true"),
     "sgd": ("optim.name=sgd", "optim.momentum=0.9"),

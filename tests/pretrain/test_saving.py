@@ -20,7 +20,7 @@ from pretrain.task import Task
 from pretrain.train import fit
 from tests.pretrain.conftest import Configure
 from tests.pretrain.runs import files, logged, weights
-from tests.pretrain.tiny import random_batch
+from tests.pretrain.tiny import SMALL_BUCKETS, random_batch
 
 STREAM = {"position": 0}
 LONGEST = 60.0
@@ -52,7 +52,7 @@ def started(configure: Configure, *overrides: str) -> tuple[Saver, Engine]:
 
 @pytest.mark.parametrize("zero", [0, *(pytest.param(zero, marks=pytest.mark.long) for zero in (1, 2)), 3])
 def test_training_goes_on_and_leaves_what_is_being_saved_alone(configure, tmp_path, gate, zero):
-    saver, engine = started(configure, f"engine.zero={zero}", "optim.ema=0.9")
+    saver, engine = started(configure, f"engine.zero={zero}", f"engine.deepspeed={SMALL_BUCKETS}", "optim.ema=0.9")
     expected, moments = engine.weights(), engine.moments()
     saver.start(1, engine, STREAM)
     for _ in range(2):

@@ -12,7 +12,7 @@ from pretrain.stepped import NonFinite
 from pretrain.task import Task
 from pretrain.train import fit
 from tests.pretrain.runs import files, interrupted
-from tests.pretrain.tiny import VOCABULARY, random_batch
+from tests.pretrain.tiny import SMALL_BUCKETS, VOCABULARY, random_batch
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(configure, tmp_path):
@@ -52,7 +52,7 @@ def test_the_optimizer_has_not_moved_after_a_bad_loss(configure):
 @pytest.mark.parametrize("zero", range(4))
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(configure, zero, precision):
     """Once sound, once poisoned while every loss is finite, and sound again: nothing is left of the bad step."""
-    config = configure(f"engine.zero={zero}", f"engine.precision={precision}")
+    config = configure(f"engine.zero={zero}", f"engine.deepspeed={SMALL_BUCKETS}", f"engine.precision={precision}")
     fit(configure("run.steps=0"))  # starts the process group that the engine needs
     task = Task(config.model, config.objectives, VOCABULARY)
     engine = Engine(task, config)

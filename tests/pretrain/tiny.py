@@ -11,6 +11,8 @@ from pretrain.data.masking import IGNORE
 from pretrain.settings import dump_config, parse_config
 
 VOCABULARY = 50
+SMALL_BUCKETS = {"zero_optimization": {"reduce_bucket_size": 100_000}}
+"""For `engine.deepspeed`: at stage 3 the default reserves 2 GB, and a process that reserved many cannot fork."""
 
 
 def tiny_config(**changes: object) -> PretrainConfig:
