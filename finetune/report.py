@@ -13,7 +13,7 @@ from finetune.compare import Comparison, check_pair, compare
 from finetune.curves import BOTTOM, HEIGHT, LEFT, LOG, RIGHT, TOP, WIDTH, Chart, charts, histogram_chart, rerank_chart
 from finetune.pages import render
 from finetune.query_ranks import QueryRanks, ranks_path, read_ranks
-from finetune.results import Examples, Results, read_gallery, read_results
+from finetune.results import Examples, Results, read_gallery, read_results, without_galleries
 from finetune.table import build_table, legend, provenance_line
 from shards.errors import UserError
 
@@ -96,7 +96,7 @@ def results_files(place: Path) -> list[Path]:
     """
     if not place.is_dir():
         return [place]
-    files = sorted(file for file in place.glob("results*.json") if not file.name.endswith(".gallery.json"))
+    files = sorted(without_galleries(place.glob("results*.json")))
     if not files and not (place / LOG).is_file():
         raise UserError(f"`{place}` must be a results file, or a run folder with results*.json or {LOG}")
     return files

@@ -6,6 +6,7 @@ small enough to read and to diff, and no folder so that they are easily moved to
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,6 +18,7 @@ from pretrain.settings import Section
 from shards.errors import UserError
 
 FORMAT: Final = "duostream.results/2"
+GALLERY = ".gallery.json"
 Stream = Literal["single", "dual"]
 
 
@@ -262,4 +264,9 @@ def read_gallery(path: Path) -> dict[str, str]:
 
 def gallery_path(path: Path) -> Path:
     """results.json -> results.gallery.json."""
-    return path.with_suffix(".gallery.json")
+    return path.with_suffix(GALLERY)
+
+
+def without_galleries(files: Iterable[Path]) -> list[Path]:
+    """The others of `files`: a shell's `results*.json` means the galleries, too."""
+    return [file for file in files if not file.name.endswith(GALLERY)]

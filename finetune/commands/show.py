@@ -29,11 +29,11 @@ def table(
 
     Example: finetune table runs/*/results.json --format html > table.html
     """
-    from finetune.results import read_results
+    from finetune.results import read_results, without_galleries
     from finetune.table import build_table, to_records
     from finetune.table_formats import write_table
 
-    groups = build_table([read_results(path) for path in results or []], only_measured)
+    groups = build_table([read_results(path) for path in without_galleries(results or [])], only_measured)
     text = json.dumps(to_records(groups), indent=1, ensure_ascii=False) + "\n" if as_json else ""
     typer.echo(text or write_table(groups, form.value), nl=False)
 
@@ -64,6 +64,7 @@ def report(
     Example: finetune report runs/tuned/results.json --runs runs/first --runs runs/tuned --out report.html
     """
     from finetune.report import write_report
+    from finetune.results import without_galleries
 
-    write_report(places, runs or [], out)
+    write_report(without_galleries(places), runs or [], out)
     typer.echo(f"report: {out}")

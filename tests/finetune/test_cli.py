@@ -56,10 +56,14 @@ def test_evaluate_table_report(ckpt, common, tmp_path, capsys):
     assert "| **again**" in capsys.readouterr().out
     assert status("table", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["system"] == "again"
+    as_globbed = sorted(out.parent.glob("results*.json"))
+    assert len(as_globbed) == 2, "the gallery lies beside the figures"
+    assert status("table", *as_globbed) == 0
+    assert capsys.readouterr().out.count("**again**") == 1
     assert status("compare", out, out) == 0
     assert "both are the same checkpoint" in capsys.readouterr().out
     page = tmp_path / "report.html"
-    assert status("report", out, "--out", page) == 0
+    assert status("report", *as_globbed, "--out", page) == 0
     assert page.read_text().count("data:image/jpeg") > 20
 
 
