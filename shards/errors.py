@@ -24,5 +24,9 @@ class DamagedSample(Stopped):
     """The bytes of one sample cannot be read or do not match their checksum."""
 
 
+class SourceGone(DamagedSample):
+    """Not one sample: the place that all of them come from can no longer be read. A build stops, and may go on."""
+
+
 class FilteredSample(Stopped):
     """A rule of the reader's leaves this sample out; the message names the rule. No damage: no budget counts it."""

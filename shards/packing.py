@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.errors import DamagedSample, UserError
+from shards.errors import DamagedSample, SourceGone, UserError
 from shards.filters import Filters, Verdict, judge, with_captions
 from shards.manifest import (
     INDEX_SCHEMA,
@@ -131,6 +131,8 @@ def _sound(source: Source, index: int, left_out: LeftOut) -> Sample | None:
     """The sample with the captions that can stay; None where there is a reason against it."""
     try:
         sample = source[index]
+    except SourceGone:
+        raise
     except DamagedSample:
         left_out.samples[index] = "unreadable"
         return None

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from shards.console import Progress
 from shards.duplicates import near_repeated, repeated
-from shards.errors import DamagedSample, UserError
+from shards.errors import DamagedSample, SourceGone, UserError
 from shards.executors import Executor
 from shards.filters import Filters, Verdict, caption_fault, judge, with_captions
 from shards.manifest import FilterReport
@@ -167,6 +167,8 @@ def _judged(source: Source, filters: Filters, indices: range) -> _Chunk:
 def _verdict(source: Source, filters: Filters, index: int, counts: Counter[int]) -> Verdict:
     try:
         sample = source[index]
+    except SourceGone:
+        raise
     except DamagedSample:
         return Verdict("unreadable")
     verdict = judge(sample, filters)

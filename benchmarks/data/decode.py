@@ -16,7 +16,6 @@ import gc
 import itertools
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from peers import PEERS, SCALE, SIZE, Pixels, place, prepare, reference, versions
+from peers import PEERS, SCALE, SIZE, Pixels, options, place, prepare, reference, span, start, versions
 from photos import Held, describe, photos
 from torch import Tensor
 
@@ -102,15 +101,7 @@ def differences(held: Held, view: Callable[[bytes, Box], np.ndarray]) -> tuple[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=2048)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="keeps the data for the next time")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        compare(arguments, arguments.data or Path(folder))
+    start(options(__doc__, photos=2048).parse_args(), compare)
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
@@ -133,13 +124,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         pixels = f"pixels from Pillow's: mean {mean:.4f}, largest {most}"
         print(f"{name:26s} {speed:7.0f} images/s   {cpu:.2f} ms CPU an image   {pixels}")
     for own, peer in itertools.product(("ours", "ours, normalised"), PEERS):
-        speeds = _span([costs[own].rate / costs[peer.name].rate for costs in rounds])
-        savings = _span([costs[peer.name].cpu / costs[own].cpu for costs in rounds])
+        speeds = span([costs[own].rate / costs[peer.name].rate for costs in rounds])
+        savings = span([costs[peer.name].cpu / costs[own].cpu for costs in rounds])
         print(f"{own} / {peer.name} {version(peer.package)}: speed {speeds}, CPU saved {savings}")
-
-
-def _span(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

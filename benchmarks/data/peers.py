@@ -8,10 +8,13 @@ in their own formats. What to install:
     pip install python-snappy xxhash zstd Brotli catalogue
 """
 
+import argparse
 import io
 import json
 import platform
 import shutil
+import statistics
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -253,6 +256,28 @@ def prepare(held: Held, folder: Path) -> None:
 def place(folder: Path, name: str) -> Path:
     """Where an arm finds its data."""
     return folder / (name if (folder / name).exists() else "ours")
+
+
+def options(doc: str | None, photos: int) -> argparse.ArgumentParser:
+    """What the scripts that compare loaders are told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=photos)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", type=Path, help="keeps the data for the next time")
+    return parser
+
+
+def start(arguments: argparse.Namespace, compare: Callable[[argparse.Namespace, Path], None]) -> None:
+    """Compares on data in the folder that was named, or in one that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        compare(arguments, arguments.data or Path(folder))
+
+
+def span(ratios: Sequence[float]) -> str:
+    """The median and the range."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def versions(*packages: str) -> str:

@@ -10,15 +10,13 @@ ratio over the rounds, and the range; `peers.py` says what to install.
 
 import argparse
 import itertools
-import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from isal.isal_zlib import crc32
-from peers import PEERS, Raw, place, prepare, versions
+from peers import PEERS, Raw, options, place, prepare, span, start, versions
 from photos import describe, photos
 
 from shards.stream import ShardStream
@@ -48,16 +46,9 @@ def rate(arm: Callable[[Path, int, int], Raw], folder: Path, workers: int, batch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=4096)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64)
+    parser = options(__doc__, photos=4096)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="keeps the data for the next time")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        compare(arguments, arguments.data or Path(folder))
+    start(parser.parse_args(), compare)
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
@@ -80,8 +71,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         for peer in PEERS:
             if peer.raw:
                 ratios = [speeds["ours"] / speeds[peer.name] for speeds in rounds]
-                span = f"{min(ratios):.2f} to {max(ratios):.2f}"
-                print(f"  ours / {peer.name} {version(peer.package)}: {statistics.median(ratios):.2f} ({span})")
+                print(f"  ours / {peer.name} {version(peer.package)}: {span(ratios)}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.recall import Recall, ranks
 from finetune.retrieval import RetrievalSet
 from finetune.score import Scorer
-from pretrain.checkpoint import load_checkpoint
+from pretrain.checkpoint import EMA, load_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.machine import keep_memory
 from pretrain.models.vision import ImageEncoder
@@ -98,7 +98,7 @@ def ours(minutes: float, split: str, overrides: list[str]) -> None:
         print(f"ours: {steps} steps in {(time.monotonic() - start) / 60:.1f} min ({rate:.0f} samples/s when probed)")
         for name in SETS:
             data = RetrievalSet.from_source(corpus(name, split))
-            report("ours", name, data, Scorer(load_checkpoint(ckpt), data).similarity())
+            report("ours", name, data, Scorer(load_checkpoint(ckpt / EMA), data).similarity())
 
 
 class Pairs(Dataset[tuple[Tensor, int]]):

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.errors import DamagedSample, UserError
+from shards.errors import DamagedSample, SourceGone, UserError
 from shards.sample import Identity, Region, Relation, Sample, plain
 from shards.soundness import CAPTION_BYTES
 from shards.sources.annotation_files import ESCAPED
+
+GONE = 8
+"""So many files in a row that cannot be read, though all were there at the start, are no damage of theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,12 @@ class ImageFileSource:
 
     Raises:
         UserError: a missing folder, missing image files, a file named twice.
+        SourceGone: from `[index]`, where the last file that was read cannot be read either, or `GONE` in a row cannot.
+        DamagedSample: from `[index]`, where one file alone cannot be read.
     """
 
     name: str
+    _last: str | None
 
     def __init__(self, images: Path | None, records: list[Record], within: str = "the annotations") -> None:
         self.images = images and image_folder(images)
@@ -55,25 +61,46 @@ class ImageFileSource:
         self._fingerprint = _fingerprint(
             records, _existing_sizes(self.images, files) if self.images else [0] * len(files)
         )
+        self._failed, self._last = 0, None
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index]
-        try:
-            image = (self.images / record.file).read_bytes() if self.images else b""
-        except OSError as error:
-            raise DamagedSample(f"{record.file}: {error.strerror}") from error
         return Sample(
             key=self._keys[index],
-            image=image,
+            image=self._image(self.images, record.file) if self.images else b"",
             extension=PurePosixPath(record.file).suffix[1:].lower() if self.images else "",
             captions=record.captions,
             regions=record.regions,
             relations=record.relations,
             metadata={**record.metadata, "file": printable(record.file)},
         )
+
+    def _image(self, images: Path, file: str) -> bytes:
+        try:
+            image = (images / file).read_bytes()
+        except OSError as error:
+            self._failed += 1
+            if self._failed >= GONE or not self._last_is_there(images):
+                raise SourceGone(
+                    f"`images` (={images}) can no longer be read: {file}: {error.strerror}; what is finished is kept, "
+                    "and --resume goes on"
+                ) from error
+            raise DamagedSample(f"{file}: {error.strerror}") from error
+        self._failed, self._last = 0, file
+        return image
+
+    def _last_is_there(self, images: Path) -> bool:
+        """Whether what could be read before still can; true before the first."""
+        if self._last is None:
+            return True
+        try:
+            (images / self._last).read_bytes()
+        except OSError:
+            return False
+        return True
 
     @property
     def files(self) -> list[str]:
