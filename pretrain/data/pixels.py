@@ -17,7 +17,7 @@ from pretrain.data.dice import throw
 from pretrain.data.groups import Groups
 from pretrain.data.kept import KeptPixels
 from pretrain.data.shapes import pad_pixels
-from pretrain.data.transforms import Shape, evaluation_pixels, flipped, stack_pixels, training_pixels
+from pretrain.data.transforms import Shape, changed, evaluation_pixels, stack_pixels, training_pixels
 from shards.sample import Identity, Sample
 from shards.sources.base import Source
 
@@ -48,7 +48,7 @@ class Pictures:
         group: Callable[[Identity, Sample], int],
     ) -> None:
         self._config, self._shape, self._sources, self._group = config, shape, sources, group
-        self._kept = KeptPixels(keep if config.crop_scale == 1 else 0)
+        self._kept = KeptPixels(0 if config.before_resizing else keep)
 
     @cached_property
     def groups(self) -> Groups | None:
@@ -85,7 +85,7 @@ class Pictures:
         return [augment(image[None], None, torch.from_numpy(own)[None], self._config)[0] for image, own in pairs]
 
     def _pixels(self, identity: Identity, sample: Sample, rng: np.random.Generator) -> Tensor:
-        if self._config.crop_scale < 1:
+        if self._config.before_resizing:
             return training_pixels(sample, self._shape, self._config, rng)
         pixels_HWC = self._kept.get(identity, lambda: evaluation_pixels(sample, self._shape))
-        return flipped(pixels_HWC, self._config, rng).contiguous()
+        return changed(pixels_HWC, self._config, rng)

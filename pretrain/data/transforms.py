@@ -8,11 +8,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from pretrain.config import ImageShapeConfig
 from pretrain.data.augment_config import AugmentConfig
+from pretrain.data.randaugment import randaugment
 from pretrain.data.shapes import kept_size
 from shards.decode import decode_image, resize
 from shards.sample import Sample
@@ -36,17 +38,23 @@ def evaluation_pixels(sample: Sample, shape: Shape) -> Tensor:
 
 
 def training_pixels(sample: Sample, shape: Shape, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """A random part of the image, perhaps mirrored; uint8 [H, W, 3]. With both off it is `evaluation_pixels`."""
+    """A random part of the image, changed as `config` says; uint8 [H, W, 3]. With all off it is `evaluation_pixels`."""
     decoded_HWC = decode_image(sample.image, sample.extension)
+    if config.randaugment and config.randaugment.whole:
+        decoded_HWC = randaugment(decoded_HWC, config.randaugment, rng)
     if config.crop_scale < 1:
         height, width = decoded_HWC.shape[:2]
         decoded_HWC = crop(decoded_HWC, random_box(height, width, config.crop_scale, rng))
-    return flipped(_resized(decoded_HWC, shape), config, rng).contiguous()
+    return changed(_resized(decoded_HWC, shape), config, rng)
 
 
-def flipped(pixels_HWC: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Mirrored half of the time, if `config` says so."""
-    return pixels_HWC.flip(1) if config.flip and rng.random() < 0.5 else pixels_HWC
+def changed(pixels_HWC: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """What is done to an image of the model's size: mirrored half of the time, then RandAugment."""
+    if config.flip and rng.random() < 0.5:
+        pixels_HWC = pixels_HWC.flip(1)
+    if config.randaugment and not config.randaugment.whole:
+        return torch.from_numpy(randaugment(pixels_HWC.numpy(), config.randaugment, rng))
+    return pixels_HWC.contiguous()
 
 
 def stack_pixels(pixels: list[Tensor]) -> Tensor:
