@@ -7,6 +7,8 @@ name, so nothing is left of it when the processes that have it are killed, and t
 """
 
 import mmap
+import platform
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +21,9 @@ SPARE = 3
 """Batches that the consumer may look into at a time: the last, the one it was just given, and one for a pipeline of its
 own. What comes while all are held is copied, so that a sample that is kept for ever keeps no place that is needed."""
 _ALIGNED = 64
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+_LINUX = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if _LINUX else 0)
+"""Python has it from 3.13 on. Without it the whole mapping would count as memory that is promised."""
 
 
 class Room:

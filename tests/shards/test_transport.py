@@ -129,6 +129,22 @@ def test_without_address_space_samples_come_another_way(shards, monkeypatch, wor
     assert not any(through_memory)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_places_that_are_not_used_are_not_promised(shared):
+    """The kernel's `nr` (no reservation): only what is touched counts as memory, so a large batch is not refused."""
+    blocks = Blocks(4, 1 << 24, shared=shared)
+    address = np.frombuffer(blocks.view(0), np.uint8).ctypes.data
+    flags = ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and first.replace("-", "").isalnum():
+            start, end = (int(number, 16) for number in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "VmFlags:":
+            flags = line
+    assert " nr" in flags
+
+
 def test_a_place_is_free_when_its_last_view_is_gone():
     blocks = Blocks(2, 1 << 12, shared=False)
     assert [blocks.take(range(2)) for _ in range(3)] == [0, 1, None]
