@@ -1,6 +1,6 @@
 """Retrieval on the emoji corpus: this package against open_clip, the same pairs, minutes, cores and evaluator.
 
-DUOSTREAM_TEST_DATA=DIR python benchmarks/quality/emoji.py [--minutes 36] [--split val] [--only ours] [override ...]
+DUOSTREAM_TEST_DATA=DIR python benchmarks/quality/emoji.py [--minutes 14] [--split test] [--only ours] [override ...]
 
 Each side gets `--minutes` of wall time for training, reading included, one after the other. Ours is
 configs/pretrain/emoji.yaml with as many steps as a short probe says will fit (overrides are `dotted.key=value`).
@@ -9,6 +9,7 @@ text tower, locked, with open_clip's MLP projection. Both are ranked by finetune
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -77,10 +78,10 @@ def report(side: str, name: str, data: RetrievalSet, similarity_IT: np.ndarray) 
     both = ((similarity_IT, fold.i2t), (np.ascontiguousarray(similarity_IT.T), fold.t2i))
     recalls = [Recall.of(ranks(scores, positives).pessimistic) for scores, positives in both]
     shown = " | ".join(f"{one.r1:5.1f} {one.r5:5.1f} {one.r10:5.1f}" for one in recalls)
-    print(f"{side:10} {name:24} {shown} | RSUM {sum(one.sum for one in recalls):.1f}", flush=True)
+    print(f"{side:10} {name:28} {shown} | RSUM {sum(one.sum for one in recalls):.1f}", flush=True)
 
 
-def ours(minutes: float, split: str, overrides: list[str]) -> None:
+def ours(minutes: float, splits: list[str], overrides: list[str]) -> None:
     """Our recipe, with as many steps as fit."""
     with tempfile.TemporaryDirectory() as folder:
         source, given = corpus("dataset", "train"), [f"data.shards={folder}", *overrides]
@@ -96,9 +97,9 @@ def ours(minutes: float, split: str, overrides: list[str]) -> None:
         start = time.monotonic()
         ckpt = fit(configured("run", steps), source)
         print(f"ours: {steps} steps in {(time.monotonic() - start) / 60:.1f} min ({rate:.0f} samples/s when probed)")
-        for name in SETS:
+        for split, name in itertools.product(splits, SETS):
             data = RetrievalSet.from_source(corpus(name, split))
-            report("ours", name, data, Scorer(load_checkpoint(ckpt / EMA), data).similarity())
+            report("ours", f"{name} {split}", data, Scorer(load_checkpoint(ckpt / EMA), data).similarity())
 
 
 class Pairs(Dataset[tuple[Tensor, int]]):
@@ -168,7 +169,7 @@ def batches(pairs: Pairs) -> Iterator[tuple[Tensor, list[str]]]:
         yield from loader
 
 
-def theirs(minutes: float, split: str) -> None:
+def theirs(minutes: float, splits: list[str]) -> None:
     """open_clip for so many minutes: cosine over the time, warm-up first."""
     start, config = time.monotonic(), load_config(PretrainConfig, CONFIG, [])
     torch.manual_seed(0)
@@ -194,9 +195,9 @@ def theirs(minutes: float, split: str) -> None:
     print(f"open_clip: {steps} steps of {PEER.batch} in {(time.monotonic() - start) / 60:.1f} min, loss {loss:.2f}")
     model.eval()
     whole = image_transform(config.model.image_size, is_train=False, mean=mean, std=std)
-    for name in SETS:
+    for split, name in itertools.product(splits, SETS):
         data = RetrievalSet.from_source(corpus(name, split))
-        report("open_clip", name, data, peer_similarity(model, tokenizer, data, whole))
+        report("open_clip", f"{name} {split}", data, peer_similarity(model, tokenizer, data, whole))
 
 
 @torch.inference_mode()
@@ -216,8 +217,8 @@ def peer_similarity(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=36.0)
-    parser.add_argument("--split", choices=["val", "test"], default="val")
+    parser.add_argument("--minutes", type=float, default=14.0)
+    parser.add_argument("--split", choices=["val", "test"], action="append", help="again for both; val alone without")
     parser.add_argument("--only", choices=["ours", "open_clip"])
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
@@ -228,9 +229,9 @@ def main() -> None:
     )
     keep_memory()  # for both sides: it makes steps on a CPU up to twice as fast
     if arguments.only != "ours":
-        theirs(arguments.minutes, arguments.split)
+        theirs(arguments.minutes, arguments.split or ["val"])
     if arguments.only != "open_clip":
-        ours(arguments.minutes, arguments.split, arguments.overrides)
+        ours(arguments.minutes, arguments.split or ["val"], arguments.overrides)
 
 
 if __name__ == "__main__":
