@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.recall import Recall, ranks
 from finetune.retrieval import RetrievalSet
-from finetune.score import Scorer
+from finetune.score import Scorer, Similarity
 from pretrain.checkpoint import EMA, load_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.machine import keep_memory
@@ -72,10 +72,11 @@ def corpus(name: str, split: str) -> Source:
     return KarpathySource(root / f"{name}.json", root / "images", split)
 
 
-def report(side: str, name: str, data: RetrievalSet, similarity_IT: np.ndarray) -> None:
+def report(side: str, name: str, data: RetrievalSet, similarity: Similarity) -> None:
     """Prints recalls of both directions, pessimistic ties."""
     fold = data.folds(1)[0]
-    both = ((similarity_IT, fold.i2t), (np.ascontiguousarray(similarity_IT.T), fold.t2i))
+    by_text_TI = np.ascontiguousarray(similarity.by_text_IT.T)
+    both = ((similarity.by_image_IT, fold.i2t), (by_text_TI, fold.t2i))
     recalls = [Recall.of(ranks(scores, positives).pessimistic) for scores, positives in both]
     shown = " | ".join(f"{one.r1:5.1f} {one.r5:5.1f} {one.r10:5.1f}" for one in recalls)
     print(f"{side:10} {name:28} {shown} | RSUM {sum(one.sum for one in recalls):.1f}", flush=True)
@@ -197,7 +198,7 @@ def theirs(minutes: float, splits: list[str]) -> None:
     whole = image_transform(config.model.image_size, is_train=False, mean=mean, std=std)
     for split, name in itertools.product(splits, SETS):
         data = RetrievalSet.from_source(corpus(name, split))
-        report("open_clip", f"{name} {split}", data, peer_similarity(model, tokenizer, data, whole))
+        report("open_clip", f"{name} {split}", data, Similarity.both(peer_similarity(model, tokenizer, data, whole)))
 
 
 @torch.inference_mode()
