@@ -123,13 +123,12 @@ def sample() -> Sample:
 def test_before_and_after_resizing() -> None:
     """`whole` moves by pixels of the stored image, otherwise by those of the model's size."""
     only = {"kinds": ("translate_x",), "operations": 1, "level": 1.0, "probability": 1.0, "translate": 50.0, "fill": 0}
-    for whole, black in ((True, 8), (False, 16)):
+    for whole, size, black in ((True, 32, 8), (False, 64, 50)):
         config = AugmentConfig(randaugment=RandAugmentConfig(**only, whole=whole))
         assert config.before_resizing == whole
-        size = 32 if whole else 64
         pixels = training_pixels(sample(), size, config, np.random.default_rng(0))
         dark = (pixels == 0).all(2).all(0).sum()
-        assert dark == pytest.approx(black if whole else 50, abs=1)
+        assert dark == pytest.approx(black, abs=1)
 
 
 def test_after_the_flip() -> None:
