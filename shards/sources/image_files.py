@@ -93,9 +93,9 @@ class ImageFileSource:
         return image
 
     def _last_is_there(self, images: Path) -> bool:
-        """Whether what could be read before still can; true before the first."""
+        """Whether what could be read before still can; before the first, whether the folder holds anything."""
         if self._last is None:
-            return True
+            return images.is_dir() and bool(os.listdir(images))
         try:
             (images / self._last).read_bytes()
         except OSError:

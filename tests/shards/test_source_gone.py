@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("filters", [None, Filters(min_words=1)], ids=["unfiltered", "filtered"])
-@pytest.mark.parametrize("at", [1, 17, 19, 39])
+@pytest.mark.parametrize("at", [0, 1, 17, 19, 39])
 def test_a_folder_that_is_gone_stops_the_build_and_costs_nothing(
     corpus: tuple[Path, Path], tmp_path: Path, at: int, filters: Filters | None
 ) -> None:
