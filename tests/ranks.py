@@ -60,6 +60,21 @@ def run_module(
     return Ended([p.returncode for p in processes], [out for out, _ in outputs], [err for _, err in outputs])
 
 
+def run_launcher(launcher: str, *arguments: str | Path, timeout: float = 400) -> str:
+    """Runs `launcher`, whose `{port}` becomes a free one, with the arguments; returns stdout, of all ranks together."""
+    done = subprocess.run(
+        [*launcher.format(port=free_port()).split(), *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{launcher}: {done.stderr}"
+    return done.stdout
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

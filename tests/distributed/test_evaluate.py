@@ -1,13 +1,12 @@
 """Evaluation under launchers: one, two and three ranks give the same ranks, scores and figures, to the last bit."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.finetune.corpus import checkpoint, save, write_corpus
-from tests.ranks import ROOT, environment, free_port
+from tests.ranks import run_launcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 IMAGES = 150  # three blocks of 64 images, two of 256 texts: with three ranks one has no texts
@@ -27,18 +26,9 @@ def measured(tmp_path_factory) -> dict[int, Path]:
     data = ["--annotations", corpus / "dataset.json", "--images", corpus / "images"]
     how = ["--rerank", "12", "--compat", "albef", "--name", "tiny"]
     for world, launcher in LAUNCHERS.items():
-        words = [*launcher.format(port=free_port()).split(), "evaluate", "--ckpt", run, *data, *how]
-        done = subprocess.run(
-            [*map(str, words), "--out", str(folder / f"{world}.json")],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("image to text") == 1, "one rank speaks"
+        out = folder / f"{world}.json"
+        stdout = run_launcher(launcher, "evaluate", "--ckpt", run, *data, *how, "--out", out)
+        assert stdout.count("image to text") == 1, "one rank speaks"
     return {world: folder / f"{world}.json" for world in LAUNCHERS}
 
 

@@ -1,7 +1,6 @@
 """`finetune retrieval` under every launcher: the run that one process makes, judged on validation pairs all the way."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.test_matrix import furthest
 from tests.finetune.corpus import checkpoint, save, write_corpus
-from tests.ranks import ROOT, environment, free_port
+from tests.ranks import run_launcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 LAUNCHERS = {
@@ -36,18 +35,8 @@ def tuned(tmp_path_factory) -> dict[str, Path]:
     (corpus / "dataset.json").write_text(json.dumps(annotations))
     data = ["--annotations", corpus / "dataset.json", "--images", corpus / "images", "--validate", "val"]
     for name, launcher in LAUNCHERS.items():
-        words = [*launcher.format(port=free_port()).split(), "retrieval", "--ckpt", start, *data, *SETTINGS]
-        done = subprocess.run(
-            [*map(str, words), "--out", str(folder / name)],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{name}: {done.stderr}"
-        assert done.stdout.count("checkpoint: ") == 1, f"{name}: one rank speaks"
+        stdout = run_launcher(launcher, "retrieval", "--ckpt", start, *data, *SETTINGS, "--out", folder / name)
+        assert stdout.count("checkpoint: ") == 1, f"{name}: one rank speaks"
     return {name: folder / name for name in LAUNCHERS}
 
 
