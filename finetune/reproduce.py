@@ -143,7 +143,8 @@ def plan(asked: Asked) -> Plan:
     datasets = _datasets(recipe, asked.data, len(source))
     checkpoint = load_checkpoint(asked.ckpt)
     every_pair = choose_every_pair(recipe.every_pair and asked.rerank is None, checkpoint)
-    rerank = choose_rerank(asked.rerank if recipe.every_pair else 0, checkpoint, every_pair)
+    k = recipe.k[asked.data] if asked.rerank is None else asked.rerank
+    rerank = choose_rerank(k, checkpoint, every_pair)
     data = RetrievalSet.from_source(source, cast(Literal["all", "first5"], recipe.captions))
     speed = probe(checkpoint, data, choose_device(asked.device))
     pairs = sum(_pairs(data, rerank, DATASETS[name][1] if every_pair else None) for name in datasets)

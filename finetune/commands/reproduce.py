@@ -21,7 +21,7 @@ class Corpus(StrEnum):
 
 
 def reproduce(
-    system: Annotated[str, typer.Argument(help="A system of `finetune table`: ViLT, METER, UNITER ...")],
+    system: Annotated[str, typer.Argument(help="A system of `finetune table`: ViLT, METER, ALBEF ...")],
     data: Annotated[Corpus, typer.Option(help="Which dataset.")],
     images: Annotated[Path, typer.Option(help="Folder that the file names of the annotations start from.")],
     ckpt: Annotated[str | None, typer.Option(help="Checkpoint or run folder, or USER/NAME of a hub.")] = None,
@@ -31,7 +31,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder to write. [default: runs/reproduce/SYSTEM]")] = None,
     rerank: Annotated[
         int | None,
-        typer.Option(min=10, help="Match only the best K, where the paper matched every pair."),
+        typer.Option(min=10, help="Match only the best K of each query. [default: as the paper did]"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it needs, and stop.")] = False,
     device: Device = None,

@@ -2,9 +2,10 @@
 
 `pretraining_results.csv` holds recalls in percent (empty where none is printed; `doubtful` names the columns whose
 figure cannot be right or contradicts others), `pretraining_systems.csv` what each system was pretrained on and with
-which tasks. `reproduction.csv` says how each was measured: by the similarity of two encoders or by reading every pair,
-on which captions, and whose code printed the figures (`finetune/compatibility/`). CC is Conceptual Captions, VG Visual
-Genome, SBU the SBU captions, Books the BooksCorpus.
+which tasks. `reproduction.csv` says how each was measured: by the similarity of two encoders, by reading every pair or
+the best k of each query by similarity, on which captions, and whose code printed the figures
+(`finetune/compatibility/`). ALBEF, which that survey leaves out, stands last, from another. CC is Conceptual Captions,
+CC12M Conceptual 12M, VG Visual Genome, SBU the SBU captions, Books the BooksCorpus.
 """
 
 import csv
@@ -56,18 +57,31 @@ def published_results() -> list[Published]:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How a published system was measured; `compat` is the mode of its code, empty where there is none."""
+    """How a published system was measured.
+
+    Attributes:
+        captions: `first5` or `all`.
+        compat: The mode of its code, empty where there is none.
+        k: By corpus, how many of each query's best by similarity are matched; 0 where none or every one is.
+    """
 
     system: str
     every_pair: bool
     captions: str
     compat: str
+    k: dict[str, int]
 
 
 def reproductions() -> dict[str, Reproduction]:
     """By system, in the survey's order of streams."""
     return {
-        row["system"]: Reproduction(row["system"], row["pairs"] == "every", row["captions"], row["compat"])
+        row["system"]: Reproduction(
+            system=row["system"],
+            every_pair=row["pairs"] == "every",
+            captions=row["captions"],
+            compat=row["compat"],
+            k={corpus: int(row[f"{corpus}_k"] or 0) for corpus in ("coco", "flickr30k")},
+        )
         for row in _read("reproduction.csv")
     }
 

@@ -90,6 +90,22 @@ def test_every_pair_or_the_best_k(flickr, runs, tmp_path, capsys):
     assert "the matching head on the best 20 by similarity" in capsys.readouterr().out
 
 
+def test_the_best_as_many_as_the_paper_matched(flickr, runs, tmp_path, capsys):
+    words = ["ALBEF", *on(flickr), "--ckpt", runs[1], "--out", tmp_path / "out"]
+    assert reproduce(*words, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "the matching head on the best 128 by similarity" in said
+    assert "5,001 texts (captions all)" in said
+    assert reproduce(*words, "--dry-run", "--rerank", "16") == 0
+    assert "the matching head on the best 16 by similarity" in capsys.readouterr().out
+    assert find_system("albef").k == {"coco": 256, "flickr30k": 128}
+
+
+def test_another_method_than_the_paper_s_has_to_be_possible(flickr, runs, capsys):
+    assert reproduce("ALIGN", *on(flickr), "--ckpt", runs[0], "--rerank", "16", "--dry-run") == 2
+    assert "`--rerank` (=16) needs a checkpoint with a matching head" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

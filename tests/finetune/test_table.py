@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from finetune.commands.show import Format
-from finetune.published import published_results
+from finetune.published import FIGURES, published_results
 from finetune.results import read_results
 from finetune.table import build_table, to_records
 from finetune.table_formats import WRITERS, to_csv, to_html, to_latex, to_markdown, write_table
@@ -60,8 +60,8 @@ def test_html_is_whole_and_escaped(made_up):
 def test_measured_rows_stand_under_the_published_ones_of_their_dataset(made_up):
     groups = build_table([made_up(dataset="scenes"), made_up(dataset="coco_5k", k=0)])
     assert [group.title for group in groups] == ["COCO 5K", "scenes"]
-    assert [row.system for row in groups[0].rows][-2:] == ["METER", "ours"]
-    assert len(groups[0].rows) == 10
+    assert [row.system for row in groups[0].rows][-2:] == ["ALBEF", "ours"]
+    assert len(groups[0].rows) == 11
     assert "no re-ranking" in groups[0].rows[-1].note
     assert [group.title for group in build_table([made_up(dataset="coco_5k")], only_measured=True)] == ["COCO 5K"]
     assert len(build_table([made_up(dataset="coco_5k")], only_measured=True)[0].rows) == 1
@@ -105,10 +105,12 @@ def test_every_format_has_a_writer(made_up):
 
 def test_without_results_all_published_rows():
     groups = build_table([])
-    assert [(group.title, len(group.rows)) for group in groups] == [("COCO 5K", 9), ("COCO 1K", 4), ("Flickr30K", 12)]
-    assert len(to_records(groups)) == 25
+    assert [(group.title, len(group.rows)) for group in groups] == [("COCO 5K", 10), ("COCO 1K", 4), ("Flickr30K", 13)]
+    assert len(to_records(groups)) == 27
     rows = list(csv.DictReader(io.StringIO(to_csv(groups))))
-    assert (rows[-1]["system"], rows[-1]["rsum"], rows[-1]["measured"]) == ("METER", "570.7", "0")
+    assert (rows[-2]["system"], rows[-2]["rsum"], rows[-2]["measured"]) == ("METER", "570.7", "0")
+    shown = {name: value for name, value in rows[-1].items() if value and name in ("system", *FIGURES)}
+    assert shown == {"system": "ALBEF", "i2t_r1": "95.9", "t2i_r1": "85.6"}
 
 
 def test_rows_of_a_markdown_table_are_equally_long():
