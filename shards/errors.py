@@ -25,7 +25,7 @@ class DamagedSample(Stopped):
 
 
 class SourceGone(DamagedSample):
-    """Not one sample: the place that all of them come from can no longer be read. A build stops, and may go on."""
+    """Not one sample: the place that all of them come from can no longer be read. A build stops and can go on."""
 
 
 class FilteredSample(Stopped):

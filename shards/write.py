@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.console import Progress
-from shards.errors import UserError
+from shards.errors import SourceGone, UserError
 from shards.executors import Executor
 from shards.filters import Filters
 from shards.keys import repeated_key
@@ -57,6 +57,7 @@ def build_shards(
         UserError: a folder that may not be used or written, an empty source, one without a sample that can be kept, a
             key twice or too long.
         Stopped: a worker died.
+        SourceGone: the source can no longer be read.
     """
     if samples_per_shard < 1:
         raise UserError(f"`samples_per_shard` (={samples_per_shard}) must be at least 1")
@@ -75,7 +76,10 @@ def build_shards(
         write_atomically(out / PLAN, to_json(plan))
         if existing == "overwrite":
             _remove_shards(out)
-        return _build(source, out, plan, filters, executor or Executor(), progress)
+        try:
+            return _build(source, out, plan, filters, executor or Executor(), progress)
+        except SourceGone as gone:
+            raise SourceGone(f"{gone}; what is finished is kept, and --resume goes on") from gone
 
 
 def _build(

@@ -84,10 +84,7 @@ class ImageFileSource:
         except OSError as error:
             self._failed += 1
             if self._failed >= GONE or not self._last_is_there(images):
-                raise SourceGone(
-                    f"`images` (={images}) can no longer be read: {file}: {error.strerror}; what is finished is kept, "
-                    "and --resume goes on"
-                ) from error
+                raise SourceGone(f"`images` (={images}) can no longer be read: {file}: {error.strerror}") from error
             raise DamagedSample(f"{file}: {error.strerror}") from error
         self._failed, self._last = 0, file
         return image

@@ -90,6 +90,13 @@ def test_many_in_a_row_stop_the_build(corpus: tuple[Path, Path], tmp_path: Path)
         build_shards(source, tmp_path / "shards", samples_per_shard=10)
 
 
+def test_a_reader_that_builds_nothing_is_not_told_to_resume(corpus: tuple[Path, Path]) -> None:
+    source = KarpathySource(*corpus, "train")
+    corpus[1].rename(corpus[1].with_name("away"))
+    with pytest.raises(SourceGone, match=r"can no longer be read: 3\.png: No such file or directory$"):
+        source[3]
+
+
 def test_the_command_says_so_in_one_line(
     corpus: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,4 +109,5 @@ def test_the_command_says_so_in_one_line(
     assert ended.value.code == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: `images` (={corpus[1]}) can no longer be read: ")
+    assert error.endswith("; what is finished is kept, and --resume goes on")
     assert not (tmp_path / "shards" / "manifest.json").exists()
