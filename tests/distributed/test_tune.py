@@ -35,7 +35,8 @@ def tuned(tmp_path_factory) -> dict[str, Path]:
     (corpus / "dataset.json").write_text(json.dumps(annotations))
     data = ["--annotations", corpus / "dataset.json", "--images", corpus / "images", "--validate", "val"]
     for name, launcher in LAUNCHERS.items():
-        stdout = run_launcher(launcher, "retrieval", "--ckpt", start, *data, *SETTINGS, "--out", folder / name)
+        words = ["retrieval", "--ckpt", start, *data, *SETTINGS, "--out", folder / name]
+        stdout = run_launcher(launcher, *words, timeout=300)
         assert stdout.count("checkpoint: ") == 1, f"{name}: one rank speaks"
     return {name: folder / name for name in LAUNCHERS}
 
